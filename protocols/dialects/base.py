@@ -1,0 +1,88 @@
+"""What a dialect is: one wire shape of a job, converted to the normal form and back.
+
+A dialect is the only place that knows its protocol. It refuses what it cannot honour (RequestError with the field's
+name), reports what it accepts and does not act on (`ignored`), and never drops a field silently.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, Protocol
+
+import msgspec
+
+from protocols.errors import RolloutError
+from protocols.rollout_state import RolloutState
+
+MAX_SAMPLES = 128
+MAX_TOP_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_MESSAGES = 4096
+
+
+class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the scripted engine shall do; every other engine refuses it."""
+
+    text: str | None = None
+    """The answer; absent: the last user text."""
+    ms_per_token: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0
+    fail: Literal["error", "crash", "hang"] | None = None
+    """Raise, kill the worker's process, or never go on."""
+    at_token: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How many tokens come before `fail`."""
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `rollout` object of a request: what no public protocol has a field for."""
+
+    group: str | None = None
+    """As the stream field, which wins."""
+    session: str | None = None
+    """As the stream field, which wins."""
+    script: Script | None = None
+
+
+class Normal(msgspec.Struct, frozen=True):
+    """What a dialect understood of a body."""
+
+    state: RolloutState
+    """In status init, with `message`, `prompt` or `prompt_ids` set, and the sampling parameters."""
+    model: str | None = None
+    """The model that the body names."""
+    options: Options = Options()
+    ignored: tuple[str, ...] = ()
+    """Fields that were accepted without effect."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a dialect's response is made of."""
+
+    job_id: str
+    model: str
+    created_s: int
+    states: tuple[RolloutState, ...]
+    """One a sample, in status completed."""
+    ignored: tuple[str, ...]
+    attempts: int
+    context_tokens: int
+    """The model's context; a sample that fills it ends as `length`."""
+    token_bytes: Callable[[int], bytes]
+    """The bytes that a token id stands for."""
+
+
+class Dialect(Protocol):
+    """One wire shape."""
+
+    name: str
+    """The job's `protocol` field."""
+
+    def normalize(self, body: bytes) -> Normal:
+        """The normal form of a request body; raises RequestError."""
+        ...
+
+    def respond(self, answer: Answer) -> bytes:
+        """The response body, JSON."""
+        ...
+
+    def error(self, error: RolloutError, job_id: str) -> bytes:
+        """The error body, JSON."""
+        ...

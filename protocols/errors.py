@@ -1,0 +1,205 @@
+"""The error tree: one class a cause, each with a `code`, an HTTP status and whether a retry can help.
+
+    RolloutError
+    ├── RequestError            the job itself is at fault; a retry gives the same answer
+    │   ├── InvalidRequest          400  a field is wrong
+    │   ├── UnsupportedOption       400  a field that this fleet cannot honour
+    │   ├── UnknownProtocol         400  no dialect of that name
+    │   ├── ContextLengthExceeded   400  the prompt leaves no room in the context
+    │   ├── ModelNotFound           404  the pool serves another model
+    │   ├── JobConflict             409  the job id belongs to another body
+    │   └── BodyTooLarge            413  more bytes than a job may have
+    ├── JobError                the job was accepted and ended without its answer
+    │   ├── Cancelled               499  somebody cancelled it
+    │   ├── Aborted                 503  a pause in mode `abort` ended it
+    │   ├── DeadlineExceeded        504  its deadline passed
+    │   ├── EngineFailed            500  the engine raised while it generated
+    │   └── WorkerLost              500  its workers died too often
+    ├── QueueError              the queue did not take or find the job
+    │   ├── QueueFull               429  the backlog limit is reached
+    │   ├── NoLiveWorker            503  nobody serves this pool
+    │   ├── JobNotFound             404  no reply key of that id
+    │   ├── PoolNotPrepared         503  the pool has no function library and this user may not load it
+    │   └── ServerUnavailable       503  Redis does not answer or refuses
+    ├── ResultTimeout           504  the wait ended, the job goes on
+    └── ConfigError             400  a setting is wrong
+
+A message says what was wrong, why, and what to do. It travels to clients: it never carries a secret, a path or a
+traceback. Every error can be pickled.
+"""
+
+from typing import ClassVar
+
+
+class RolloutError(Exception):
+    """Base of all errors of this project.
+
+    `param` names the field at fault, as in OpenAI's error body. `retry_after_s` is set where waiting helps.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(RolloutError):
+    """The job itself is at fault."""
+
+    code = "invalid_request"
+    http_status = 400
+
+
+class InvalidRequest(RequestError):
+    """A field of the body or of the job is wrong."""
+
+
+class UnsupportedOption(RequestError):
+    """An option that the dialect or the engine cannot honour."""
+
+    code = "unsupported_option"
+
+
+class UnknownProtocol(RequestError):
+    """No dialect has that name."""
+
+    code = "unknown_protocol"
+
+
+class ContextLengthExceeded(RequestError):
+    """The prompt, with the tokens asked for, does not fit into the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(RequestError):
+    """The pool serves another model than the body names."""
+
+    code = "model_not_found"
+    http_status = 404
+
+
+class JobConflict(RequestError):
+    """The job id was accepted before with another body."""
+
+    code = "job_conflict"
+    http_status = 409
+
+
+class BodyTooLarge(RequestError):
+    """The body has more bytes than a job may have."""
+
+    code = "body_too_large"
+    http_status = 413
+
+
+class JobError(RolloutError):
+    """The job was accepted and ended without its answer."""
+
+
+class Cancelled(JobError):
+    """Somebody cancelled the job."""
+
+    code = "cancelled"
+    http_status = 499
+
+
+class Aborted(JobError):
+    """A pause in mode `abort` ended the job."""
+
+    code = "aborted"
+    http_status = 503
+
+
+class DeadlineExceeded(JobError):
+    """The job's deadline passed."""
+
+    code = "deadline_exceeded"
+    http_status = 504
+
+
+class EngineFailed(JobError):
+    """The engine raised while it generated."""
+
+    code = "engine_failed"
+    retryable = True
+
+
+class WorkerLost(JobError):
+    """The workers that held the job died too often."""
+
+    code = "worker_lost"
+
+
+class QueueError(RolloutError):
+    """The queue did not take or find the job."""
+
+    http_status = 503
+
+
+class QueueFull(QueueError):
+    """The pool's backlog limit is reached."""
+
+    code = "rate_limit_exceeded"
+    http_status = 429
+    retryable = True
+
+
+class NoLiveWorker(QueueError):
+    """No worker serves the pool."""
+
+    code = "no_live_worker"
+    retryable = True
+
+
+class JobNotFound(QueueError):
+    """No job of that id is known, or its reply has expired."""
+
+    code = "job_not_found"
+    http_status = 404
+
+
+class PoolNotPrepared(QueueError):
+    """The server lacks the pool's function library or groups, and this user may not make them."""
+
+    code = "pool_not_prepared"
+
+
+class ServerUnavailable(QueueError):
+    """Redis does not answer, or refuses."""
+
+    code = "server_unavailable"
+    retryable = True
+
+
+class ResultTimeout(RolloutError, TimeoutError):
+    """A wait for a result ended; the job goes on."""
+
+    code = "result_timeout"
+    http_status = 504
+
+
+class ConfigError(RolloutError):
+    """A setting is wrong."""
+
+    code = "config_error"
+    http_status = 400
+
+
+def _tree(base: type[RolloutError]) -> dict[str, type[RolloutError]]:
+    found = {base.code: base}
+    for child in base.__subclasses__():
+        found = _tree(child) | found
+    return found
+
+
+def error_of(code: str, message: str) -> RolloutError:
+    """The error that a reply's `error` field names; an unknown code gives the base class."""
+    return _tree(RolloutError).get(code, RolloutError)(message)

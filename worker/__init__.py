@@ -1,0 +1,1 @@
+"""What runs beside a GPU: takes jobs, generates, answers."""

@@ -1,0 +1,115 @@
+"""What an engine is: token ids in, segments out.
+
+An engine draws tokens and says which policy version drew them. It knows nothing of queues, dialects or text stop
+strings: the pipeline watches the text and tells the engine when a sample has ended.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol, TypedDict
+
+import msgspec
+
+from protocols.dialects.base import Script
+from protocols.job import Segment
+from protocols.rollout_state import SampleParams, TokenIds
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What one job asks of an engine."""
+
+    prompt_ids: TokenIds
+    params: SampleParams
+    """`max_tokens` and `sampling_seed` are set; prompt and `max_tokens` together fit the context."""
+    script: Script | None = None
+
+
+class Counters(TypedDict):
+    """What an engine has done and has to do; totals since it started."""
+
+    running_samples: int
+    waiting_samples: int
+    forwarded_tokens: int
+    """Positions that went through the model, prompts included; 0 where there is no model."""
+    generated_tokens: int
+
+
+class Turn(TypedDict):
+    """One message as a chat template wants it."""
+
+    role: str
+    content: str
+
+
+class Tokenizer(Protocol):
+    """Text to and from token ids, as the model was trained."""
+
+    longest_token_bytes: int
+    """No token stands for more bytes, so `bytes / longest` is a lower bound of a text's tokens."""
+
+    def encode(self, text: str) -> TokenIds:
+        """Token ids of a text, without special tokens around it."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of some token ids; an incomplete character at the end is U+FFFD."""
+        ...
+
+    def render(self, turns: Sequence[Turn]) -> TokenIds:
+        """A conversation in the model's chat template, up to where the assistant speaks."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token id stands for."""
+        ...
+
+
+class Generation(Protocol):
+    """One call under way: iterate over its segments, each sample's in order, samples interleaved.
+
+    The iteration ends after the last segment of the last sample. It raises EngineFailed where the engine broke.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Segment]:
+        """The segments."""
+        ...
+
+    def stop(self, index: int) -> None:
+        """End one sample here; segments of it that are under way may still come."""
+        ...
+
+    def close(self) -> None:
+        """Give up every sample that has not ended; may be called again."""
+        ...
+
+
+class Engine(Protocol):
+    """What generates."""
+
+    name: str
+    model: str
+    """The served name, which a body's `model` is compared with."""
+    tokenizer: Tokenizer
+    context_tokens: int
+    """Most tokens of prompt and response together."""
+    vocabulary: int
+    """Token ids are below this."""
+    capabilities: frozenset[str]
+    """Fields of SampleParams that it honours, and `script`; any other than neutral value is refused before work."""
+    policy_version: int
+    """Of the weights that it holds now."""
+
+    async def start(self) -> None:
+        """Load the weights; return when it could generate."""
+        ...
+
+    async def close(self) -> None:
+        """Stop, and free what it holds."""
+        ...
+
+    def generate(self, call: Call) -> Generation:
+        """Begin a call; it waits inside the engine while all slots are in use."""
+        ...
+
+    def counters(self) -> Counters:
+        """Its load and its totals."""
+        ...
