@@ -1,0 +1,38 @@
+"""OpenAI's error body, which `generate` and jobs of unknown protocols get as well."""
+
+import msgspec
+
+from protocols.codec import encode_json
+from protocols.errors import NoLiveWorker, RolloutError
+
+TYPES = {429: "rate_limit_error"}
+"""HTTP status to OpenAI's `type`; the rest follows from who is at fault."""
+CODES = {NoLiveWorker.code: "overloaded"}
+"""Where OpenAI's `code` is another than ours."""
+
+
+class Error(msgspec.Struct, frozen=True):
+    """What is under `error`."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The whole body."""
+
+    error: Error
+
+
+def error_body(error: RolloutError) -> bytes:
+    """`{"error": {message, type, param, code}}`."""
+    code = CODES.get(error.code, error.code)
+    return encode_json(ErrorBody(Error(error.message, _type_of(error), error.param, code)))
+
+
+def _type_of(error: RolloutError) -> str:
+    status = error.http_status
+    by_blame = "invalid_request_error" if status in (400, 404, 409, 413) else "server_error"
+    return TYPES.get(status, by_blame)

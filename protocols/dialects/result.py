@@ -1,0 +1,83 @@
+"""What every dialect returns of our own, under `rollout`: token ids, log-probabilities, policy versions, attempts."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from protocols.dialects.base import Answer
+from protocols.errors import RolloutError
+from protocols.rollout_state import RolloutState
+
+LOGPROB_FLOOR = -9999.0
+"""Stands for a log-probability that JSON has no number for, as in OpenAI's and vLLM's responses."""
+
+
+class SampleResult(msgspec.Struct, frozen=True, gc=False):
+    """One sample's tokens."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    """`[tokens]`"""
+    policy_versions: tuple[tuple[int, int], ...]
+    """`[[version, start], ...]`"""
+
+
+class Result(msgspec.Struct, frozen=True, gc=False):
+    """A response's `rollout`; the tokens lie here for a single sample, else with each choice."""
+
+    attempts: int
+    ignored: tuple[str, ...]
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    logprobs: list[float] | UnsetType = UNSET
+    policy_versions: tuple[tuple[int, int], ...] | UnsetType = UNSET
+
+
+def result_of(answer: Answer) -> Result:
+    """The `rollout` of a chat response."""
+    prompt_ids = answer.states[0].prompt_ids.tolist()
+    if len(answer.states) > 1:
+        return Result(answer.attempts, answer.ignored, prompt_ids)
+    sample = sample_result(answer.states[0])
+    return Result(
+        answer.attempts,
+        answer.ignored,
+        prompt_ids,
+        sample.token_ids,
+        sample.logprobs,
+        sample.policy_versions,
+    )
+
+
+def sample_result(state: RolloutState) -> SampleResult:
+    """One sample's tokens."""
+    return SampleResult(
+        state.response_ids.tolist(), finite(state.logprobs), state.policy_versions
+    )
+
+
+def finite(logprobs: Sequence[float]) -> list[float]:
+    """Log-probabilities that JSON can carry: what is not finite, or below the floor, becomes LOGPROB_FLOOR.
+
+    The rollout state keeps the values as they were.
+    """
+    return [value if LOGPROB_FLOOR < value < math.inf else LOGPROB_FLOOR for value in logprobs]
+
+
+def finish_of(state: RolloutState) -> Literal["stop", "length", "tool_calls"]:
+    """Why a completed sample ended; raises RolloutError for one that did not come to its end.
+
+    A broken sample is never shown as an answer: a trainer would learn from it.
+    """
+    reason = state.finish_reason
+    if reason == "stop" or reason == "length" or reason == "tool_calls":
+        return reason
+    raise RolloutError(f"sample {state.index} has no answer: it ended as {reason}")
+
+
+def completion_tokens(answer: Answer) -> int:
+    """Generated tokens of all samples."""
+    return sum([len(state.response_ids) for state in answer.states])

@@ -1,0 +1,100 @@
+"""Sampling fields and their limits, as OpenAI-like requests spell them, and their way into SampleParams."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from protocols.dialects.base import MAX_SAMPLES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOP_LOGPROBS
+from protocols.dialects.field import chosen, ignored
+from protocols.errors import InvalidRequest
+from protocols.rollout_state import SampleParams
+
+MAX_STOP_TOKEN_IDS = 64
+MAX_TOKEN_ID = 2**32 - 1
+SEED_MASK = 2**63 - 1
+
+Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+MinTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+Samples = Annotated[int, Meta(ge=1, le=MAX_SAMPLES)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+"""-1 and 0: no limit."""
+Repetition = Annotated[float, Meta(gt=0, le=10)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[list[Stop], Meta(max_length=MAX_STOPS)]
+StopTokenIds = Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What OpenAI's requests and `generate`'s parameters have in common; null means absent.
+
+    Names of vLLM, SGLang, lmdeploy and XTuner are all accepted. Where two of them name one thing, the first here wins
+    and the other is reported.
+    """
+
+    n: Samples | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    repetition_penalty: Repetition | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    min_tokens: MinTokens | None = None
+    min_new_tokens: MinTokens | None = None
+    stop_token_ids: StopTokenIds | None = None
+    include_stop_str_in_output: bool | None = None
+    no_stop_trim: bool | None = None
+    skip_special_tokens: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+    return_token_ids: Annotated[object, ignored(True)] = None
+    """Token ids are always returned."""
+    spaces_between_special_tokens: Annotated[object, ignored(False)] = None
+
+
+def sample_params(
+    given: Sampling,
+    unused: list[str],
+    *,
+    max_tokens: int | None,
+    stops: tuple[str, ...],
+    sampling_seed: int | None,
+    return_logprob: bool,
+) -> SampleParams:
+    """The parameters of a request; raises InvalidRequest where two of its fields contradict each other."""
+    min_tokens = chosen(
+        unused, 0, min_tokens=given.min_tokens, min_new_tokens=given.min_new_tokens
+    )
+    if max_tokens is not None and min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"`min_tokens`: {min_tokens} is more than `max_tokens` {max_tokens}", param="min_tokens"
+        )
+    return SampleParams(
+        n=given.n or 1,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=1.0 if given.temperature is None else given.temperature,
+        top_p=given.top_p or 1.0,
+        top_k=max(given.top_k or 0, 0),
+        repetition_penalty=given.repetition_penalty or 1.0,
+        presence_penalty=given.presence_penalty or 0.0,
+        frequency_penalty=given.frequency_penalty or 0.0,
+        stops=stops,
+        stop_token_ids=tuple(given.stop_token_ids or ()),
+        include_stop_str_in_output=chosen(
+            unused,
+            False,
+            include_stop_str_in_output=given.include_stop_str_in_output,
+            no_stop_trim=given.no_stop_trim,
+        ),
+        skip_special_tokens=given.skip_special_tokens is not False,
+        return_logprob=return_logprob,
+        top_logprobs=given.top_logprobs or 0,
+        sampling_seed=None if sampling_seed is None else sampling_seed & SEED_MASK,
+    )

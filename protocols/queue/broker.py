@@ -1,0 +1,424 @@
+"""The steps of functions.lua as typed calls. Both sides use them; nothing else talks to the pool's keys."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from redis.exceptions import NoPermissionError, ResponseError
+
+from protocols import codec
+from protocols.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    JobConflict,
+    PoolNotPrepared,
+    QueueFull,
+    RolloutError,
+    ServerUnavailable,
+)
+from protocols.job import DEFAULT_PROTOCOL, MAX_BODY_BYTES, Job, JobStatus, Lane, Reply
+from protocols.queue.keys import BELL, GROUP, LANES, Keys
+from protocols.queue.link import Argument, Link
+
+SCHEMA = 1
+BACKLOG_JOBS = 100_000
+FULL_RETRY_S = 1.0
+BELL_BLOCK_S = 2.0
+LIBRARY = (files("protocols.queue") / "functions.lua").read_text()
+
+_VERSION = re.compile(r"^-- version: (\d+)$", re.MULTILINE)
+_FIELDS = ("status", "code", "body", "state", "error", "attempts", "worker", "policy_version", "finished_ms")
+_UNPREPARED = ("UNPREPARED", "NOGROUP", "UNBLOCKED", "Function not found")
+
+Renewal = Literal["held", "lost", "cancel", "expire"]
+Retrial = Literal["retry", "dead", "lost"]
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A job taken: what an attempt works on and proves itself by."""
+
+    job_id: str
+    fence: str
+    """attempt:nonce; every write of the attempt is compared with it."""
+    lane: str
+    deadline_ms: int | None
+    """Server time."""
+    fields: dict[bytes, bytes]
+    """The stream entry's fields as they came."""
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first."""
+        return int(self.fence.partition(":")[0])
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """A terminal reply on its way to the server."""
+
+    job_id: str
+    fence: str
+    status: JobStatus
+    code: int
+    body: bytes
+    state: bytes = b""
+    error: str = ""
+    policy_version: int | None = None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A failed attempt that may be tried again."""
+
+    job_id: str
+    fence: str
+    delay_ms: int
+    message: str
+
+
+class Taken(NamedTuple):
+    """The answer to a take."""
+
+    gate: str
+    """`open`, `closed`, or `missing` while there is no desired state."""
+    leases: list[Lease]
+
+
+class Swept(NamedTuple):
+    """What a sweep found."""
+
+    reclaimed: int
+    dead: int
+    promoted: int
+    expired: int
+    orphans: int
+
+
+class Broker:
+    """The queue of one pool, over one link for short calls."""
+
+    def __init__(self, link: Link, pool: str) -> None:
+        self.link = link
+        self.keys = Keys(pool)
+
+    async def prepare(self) -> None:
+        """Load the function library and make groups and pool hash where they are missing.
+
+        Never replaces a newer library. Raises PoolNotPrepared where this user may not.
+        """
+        try:
+            await self._load_library()
+            commands: list[list[Argument]] = [
+                ["XGROUP", "CREATE", self.keys.jobs(lane), group, "0", "MKSTREAM"]
+                for lane in LANES
+                for group in (GROUP, BELL)
+            ]
+            answers = await self.link.calls(commands)
+            for answer in answers:
+                if isinstance(answer, ResponseError) and not str(answer).startswith("BUSYGROUP"):
+                    raise answer
+            await self.link.call("HSETNX", self.keys.prefix, "schema", SCHEMA)
+        except (ResponseError, ServerUnavailable) as error:
+            raise PoolNotPrepared(
+                f"pool {self.keys.pool} at {self.link.address} cannot be prepared: {error}; "
+                "start a worker (rolloutq worker) or `rolloutq up`, whose user may do it"
+            ) from None
+
+    async def _load_library(self) -> None:
+        listed = await self.link.call("FUNCTION", "LIST", "LIBRARYNAME", "rolloutq", "WITHCODE")
+        if listed:
+            loaded = dict(zip(listed[0][::2], listed[0][1::2], strict=True))
+            there = _VERSION.search(loaded[b"library_code"].decode())
+            ours = _VERSION.search(LIBRARY)
+            if there and ours and int(there[1]) >= int(ours[1]):
+                return
+        await self.link.call("FUNCTION", "LOAD", "REPLACE", LIBRARY)
+
+    async def _step(self, name: str, *args: Argument) -> Any:
+        try:
+            return await self.link.call("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+        except ResponseError as error:
+            if not _lacks_preparation(error):
+                raise refusal(error, self.link.address) from None
+        await self.prepare()
+        return await self.link.call("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+
+    # what producers call
+
+    async def enqueue(self, jobs: Sequence[Job]) -> list[JobStatus | RolloutError]:
+        """For each job its status, or why it was not accepted."""
+        args: list[Argument] = []
+        for job in jobs:
+            fields = list(_fields_of(job))
+            args += (job.id, job.lane, body_hash(job.protocol, job.body), len(fields), *fields)
+        answers = await self._step("enqueue", *args)
+        return [self._accepted(job, answer) for job, answer in zip(jobs, answers, strict=True)]
+
+    def _accepted(self, job: Job, answer: bytes) -> JobStatus | RolloutError:
+        if answer == b"conflict":
+            return JobConflict(
+                f"job id {job.id} was accepted before with another body; choose another id",
+                param="id",
+            )
+        if answer == b"full":
+            return QueueFull(
+                f"pool {self.keys.pool} has reached its backlog limit; wait and submit again",
+                retry_after_s=FULL_RETRY_S,
+            )
+        if answer == b"invalid":
+            return InvalidRequest("`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
+        return JobStatus(answer.decode())
+
+    async def cancel(self, job_ids: Sequence[str]) -> list[str]:
+        """For each: `cancelled`, `stopping`, the terminal status it has, or `unknown`."""
+        return [answer.decode() for answer in await self._step("cancel", *job_ids)]
+
+    async def replies(self, job_ids: Sequence[str]) -> list[Reply | JobStatus | None]:
+        """For each its terminal reply, its status while it has none, or None where it is unknown."""
+        commands = [["HMGET", self.keys.reply(job_id), *_FIELDS] for job_id in job_ids]
+        answers = await self.link.calls(commands)
+        return [_reply_of(job_id, row) for job_id, row in zip(job_ids, answers, strict=True)]
+
+    async def collected(self, replies: Iterable[Reply]) -> None:
+        """Say that their owner has these replies: ten minutes later only tombstones are kept."""
+        marks: list[Argument] = []
+        for reply in replies:
+            marks += (reply.finished_ms, reply.job_id)
+        if marks:
+            await self.link.call("ZADD", self.keys.collected, *marks)
+
+    async def run_ids(self, run: str) -> list[str]:
+        """A run's job ids in the order of their acceptance."""
+        return [raw.decode() for raw in await self.link.call("ZRANGE", self.keys.run(run), 0, -1)]
+
+    # what workers call
+
+    async def take(
+        self, worker: str, nonce: str, slots: int, *, lease_ms: int, policy_version: int
+    ) -> Taken:
+        """Read up to `slots` jobs and begin them. The same nonce gives the same jobs again."""
+        gate, rows = await self._step("take", worker, nonce, slots, lease_ms, policy_version)
+        return Taken(gate.decode(), [_lease_of(row) for row in rows])
+
+    async def renew(self, leases: Sequence[tuple[str, str]], *, lease_ms: int) -> list[Renewal]:
+        """Extend leases given as (job id, fence)."""
+        answers = await self._step("renew", lease_ms, *(part for pair in leases for part in pair))
+        return [answer.decode() for answer in answers]
+
+    async def finish(self, endings: Sequence[Ending]) -> list[bool]:
+        """For each whether its reply was accepted; False: the lease was lost, nothing was written."""
+        args: list[Argument] = []
+        for end in endings:
+            version = "" if end.policy_version is None else end.policy_version
+            args += (end.job_id, end.fence, end.status.value, end.code, end.error, end.body, end.state, version)
+        return [answer == 1 for answer in await self._step("finish", *args)]
+
+    async def fail(self, failures: Sequence[Failure], *, limit: int) -> list[Retrial]:
+        """For each whether it will run again, has become a dead letter, or was lost."""
+        args: list[Argument] = [limit]
+        for failure in failures:
+            args += (failure.job_id, failure.fence, failure.delay_ms, failure.message)
+        return [answer.decode() for answer in await self._step("fail", *args)]
+
+    async def release(self, leases: Sequence[tuple[str, str]]) -> list[bool]:
+        """Hand jobs back, given as (job id, fence); for each whether the lease was still held."""
+        answers = await self._step("release", *(part for pair in leases for part in pair))
+        return [answer == 1 for answer in answers]
+
+    async def sweep(self, *, most: int, crash_limit: int, reclaim: bool, orphan_ms: int) -> Swept:
+        """Reclaim, promote, expire and tidy up to `most` jobs each; `orphan_ms` 0 looks for no orphans."""
+        return Swept(*await self._step("sweep", most, crash_limit, int(reclaim), orphan_ms))
+
+    async def beat(
+        self,
+        worker: str,
+        facts: dict[str, str | int],
+        *,
+        ttl_ms: int,
+        desired: dict[str, str] | None = None,
+    ) -> tuple[int, dict[str, str]]:
+        """Say that a worker lives; `desired` is written where the server has none.
+
+        Returns the server's time in ms and the desired state, empty where there is none.
+        """
+        wanted = [part for pair in (desired or {}).items() for part in pair]
+        told = [part for pair in facts.items() for part in pair]
+        now_ms, flat = await self._step("beat", worker, ttl_ms, len(wanted), *wanted, *told)
+        return now_ms, _texts(flat)
+
+    async def bell(self, *, block_s: float = BELL_BLOCK_S) -> bool:
+        """Wait for a job to arrive in any lane; holds the link for as long as `block_s`."""
+        streams = [self.keys.jobs(lane) for lane in LANES]
+        command = ("XREADGROUP", "GROUP", BELL, BELL, "COUNT", 1, "BLOCK", int(block_s * 1000), "NOACK")
+        try:
+            rung = await self.link.call(
+                *command, "STREAMS", *streams, *(">" for _ in streams), block_s=block_s
+            )
+        except ResponseError as error:
+            if not _lacks_preparation(error):
+                raise refusal(error, self.link.address) from None
+            await self.prepare()
+            return True
+        return bool(rung)
+
+    # what anyone may look at
+
+    async def workers(self, *, seen_ms: int) -> dict[str, dict[str, str]]:
+        """What the workers say of themselves, by id: those whose last heartbeat is at most `seen_ms` old."""
+        seconds, micros = await self.link.call("TIME")
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        ids = await self.link.call("ZRANGEBYSCORE", self.keys.workers, now_ms - seen_ms, "+inf")
+        rows = await self.link.calls([["HGETALL", self.keys.worker(raw.decode())] for raw in ids])
+        return {raw.decode(): _texts(row) for raw, row in zip(ids, rows, strict=True)}
+
+    async def live_workers(self, *, seen_ms: int) -> int:
+        """How many workers have a heartbeat at most `seen_ms` old."""
+        seconds, micros = await self.link.call("TIME")
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        return int(await self.link.call("ZCOUNT", self.keys.workers, now_ms - seen_ms, "+inf"))
+
+    async def depth(self) -> dict[str, int]:
+        """Entries by lane (running ones included), leases, delayed jobs and dead letters."""
+        commands = [["XLEN", self.keys.jobs(lane)] for lane in LANES]
+        commands += [["ZCARD", self.keys.leases], ["ZCARD", self.keys.delayed], ["XLEN", self.keys.dead]]
+        names = (*LANES, "leases", "delayed", "dead")
+        return dict(zip(names, await self.link.calls(commands), strict=True))
+
+    async def desired(self) -> dict[str, str]:
+        """The desired state; empty where there is none."""
+        return _texts(await self.link.call("HGETALL", self.keys.desired))
+
+    async def history(self, job_id: str) -> dict[str, str]:
+        """What the reply hash says beside body and state; empty where the job is unknown."""
+        row = await self.link.call("HGETALL", self.keys.reply(job_id))
+        pairs = zip(row[::2], row[1::2], strict=True)
+        return {k.decode(): v.decode() for k, v in pairs if k not in (b"body", b"state")}
+
+
+def body_hash(protocol: str, body: bytes) -> str:
+    """What tells two bodies of one job id apart: SHA-1 of protocol and bytes."""
+    return hashlib.sha1(protocol.encode() + b"\0" + body, usedforsecurity=False).hexdigest()
+
+
+def check_job(job: Job) -> Job:
+    """The job, if the queue would take it; else InvalidRequest or BodyTooLarge."""
+    if not codec.JOB_ID.fullmatch(job.id):
+        raise InvalidRequest(f"`id` {job.id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
+    if len(job.body) > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"`body`: {len(job.body)} bytes; the limit is {MAX_BODY_BYTES}", param="body")
+    return job
+
+
+def job_of(lease: Lease) -> Job:
+    """The typed job of a stream entry; an InvalidRequest names the field that is wrong."""
+    fields = lease.fields
+    if b"body" not in fields:
+        raise InvalidRequest("`body`: missing; XADD … body '{\"messages\": […]}'", param="body")
+    return check_job(
+        Job(
+            id=lease.job_id,
+            body=fields[b"body"],
+            protocol=protocol_of(lease),
+            group=_text(fields, b"group"),
+            session=_text(fields, b"session"),
+            timeout_ms=_number(fields, b"timeout_ms", least=1),
+            min_version=_number(fields, b"min_version", least=0),
+            max_staleness=_number(fields, b"max_staleness", least=0),
+            reply_ttl_ms=_number(fields, b"reply_ttl_ms", least=1) or Job.__struct_defaults__[-1],
+        )
+    )
+
+
+def protocol_of(lease: Lease) -> str:
+    """The dialect that the entry names."""
+    return _text(lease.fields, b"protocol") or DEFAULT_PROTOCOL
+
+
+def _lacks_preparation(error: ResponseError) -> bool:
+    return any(sign in str(error) for sign in _UNPREPARED)
+
+
+def refusal(error: ResponseError, address: str) -> RolloutError:
+    """What a server's refusal means to a caller."""
+    if isinstance(error, NoPermissionError):
+        return ServerUnavailable(f"Redis at {address} denies this user a command: {error}")
+    if str(error).startswith("OOM") or "OOM" in str(error)[:80]:
+        return ServerUnavailable(
+            f"Redis at {address} is out of memory (maxmemory): it takes no jobs until results "
+            "are collected or expire",
+            retry_after_s=FULL_RETRY_S,
+        )
+    return ServerUnavailable(f"Redis at {address} refuses: {error}")
+
+
+def _fields_of(job: Job) -> Iterable[Argument]:
+    yield from ("body", job.body)
+    for name, default in _OPTIONAL:
+        value: Argument | None = getattr(job, name)
+        if value != default and value is not None:
+            yield from (name, value)
+
+
+_OPTIONAL = [
+    (field.name, field.default)
+    for field in msgspec.structs.fields(Job)
+    if field.name not in ("id", "body", "lane")
+]
+
+
+def _text(fields: dict[bytes, bytes], name: bytes) -> str | None:
+    value = fields.get(name)
+    return None if value is None else value.decode("utf-8", "replace")
+
+
+def _number(fields: dict[bytes, bytes], name: bytes, *, least: int) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not re.fullmatch(rb"\d{1,13}", value) or int(value) < least:
+        field = name.decode()
+        raise InvalidRequest(f"`{field}`: a whole number from {least} to 10^13 - 1", param=field)
+    return int(value)
+
+
+def _lease_of(row: list[Any]) -> Lease:
+    _, job_id, fence, lane, deadline_ms, flat = row
+    return Lease(
+        job_id=job_id.decode(),
+        fence=fence.decode(),
+        lane=lane.decode(),
+        deadline_ms=int(deadline_ms) if deadline_ms else None,
+        fields=dict(zip(flat[::2], flat[1::2], strict=True)),
+    )
+
+
+def _reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
+    status, code, body, state, error, attempts, worker, version, finished_ms = row
+    if status is None:
+        return None
+    known = JobStatus(status.decode())
+    if not known.terminal:
+        return known
+    return Reply(
+        job_id=job_id,
+        status=known,
+        code=int(code or 0),
+        body=body or b"{}",
+        packed_state=state or b"",
+        error=error.decode() if error else None,
+        attempts=int(attempts or 0),
+        worker=worker.decode() if worker else None,
+        policy_version=int(version) if version else None,
+        finished_ms=int(finished_ms or 0),
+    )
+
+
+def _texts(flat: list[bytes]) -> dict[str, str]:
+    return {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}
+
+
+__all__ = [
+    "Broker", "Ending", "Failure", "Lane", "Lease", "Renewal", "Retrial", "Swept", "Taken",
+    "body_hash", "check_job", "job_of", "protocol_of", "refusal",
+]

@@ -1,0 +1,575 @@
+#!lua name=rolloutq
+-- version: 1
+--
+-- The atomic steps of the queue. Each is called with the one key P = rollout:{<pool>}; keys.py lists the keys built from it.
+-- They use server time only. Redis does not roll a function back, so each step reads and checks first and writes then.
+-- Every step may be repeated after a lost answer: it finds its own traces (job id and hash, nonce, fence) and answers alike.
+--
+-- A job's reply hash while it lives:
+--   status sha protocol lane entry queued_ms        where its one stream entry is
+--   inbox run reply_ttl_ms deadline_ms              from its fields
+--   attempts fence worker started_ms                the lease that holds it, or held it last
+--   crashes fails handbacks cancel                  how earlier attempts ended; wish to cancel
+
+local GROUP, BELL = 'workers', 'bell'
+local LANES = { 'resume', 'high', 'normal', 'low' }
+local LANE = { resume = true, high = true, normal = true, low = true }
+local TURNS = { 'high', 'normal', 'high', 'high', 'normal', 'high', 'low', 'high', 'normal', 'high', 'high', 'normal', 'high' }
+local REPLY_TTL_MS = 6 * 3600 * 1000
+local RUN_TTL_MS = 24 * 3600 * 1000
+local INBOX_TTL_MS, INBOX_MOST = 3600 * 1000, 100000
+local DEAD_MOST = 10000
+local TOMBSTONE_AFTER_MS = 600 * 1000
+local WORKER_FORGOTTEN_MS = 600 * 1000
+local PARKED_MS = 1000
+local TAKE_BYTES = 4 * 1024 * 1024
+
+local ERRORS = { -- code -> HTTP status, type in OpenAI's body, type in Anthropic's
+  invalid_request = { 400, 'invalid_request_error', 'invalid_request_error' },
+  job_conflict = { 409, 'invalid_request_error', 'invalid_request_error' },
+  cancelled = { 499, 'server_error', 'api_error' },
+  deadline_exceeded = { 504, 'server_error', 'timeout_error' },
+  worker_lost = { 500, 'server_error', 'api_error' },
+  engine_failed = { 500, 'server_error', 'api_error' },
+}
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function unprepared(P)
+  return redis.call('EXISTS', P) == 0 and redis.error_reply('UNPREPARED pool key ' .. P .. ' is missing')
+end
+
+local function map_of(flat)
+  local map = {}
+  for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
+  return map
+end
+
+-- Messages are made of fixed words, numbers and checked ids, so they need no escaping.
+local function error_body(protocol, code, message, id)
+  local known = ERRORS[code]
+  if protocol == 'claude.messages' then
+    return '{"type":"error","error":{"type":"' .. known[3] .. '","message":"' .. message .. '"},"request_id":"' .. id .. '"}'
+  end
+  return '{"error":{"message":"' .. message .. '","type":"' .. known[2] .. '","param":null,"code":"' .. code .. '"}}'
+end
+
+-- The ends of jobs in one step: what concerns many of them at once is gathered here and written by `settle`.
+local function ends()
+  return { leases = {}, deadlines = {}, entries = {}, inboxes = {}, runs = {} }
+end
+
+local function gather(map, key, value)
+  map[key] = map[key] or {}
+  table.insert(map[key], value)
+end
+
+local function settle(P, gone)
+  if #gone.leases > 0 then redis.call('ZREM', P .. ':leases', unpack(gone.leases)) end
+  if #gone.deadlines > 0 then redis.call('ZREM', P .. ':deadlines', unpack(gone.deadlines)) end
+  for lane, entries in pairs(gone.entries) do
+    redis.call('XACK', P .. ':jobs:' .. lane, GROUP, unpack(entries))
+    redis.call('XDEL', P .. ':jobs:' .. lane, unpack(entries))
+  end
+  for inbox, ids in pairs(gone.inboxes) do
+    local key = P .. ':inbox:' .. inbox
+    redis.call('RPUSH', key, unpack(ids))
+    redis.call('LTRIM', key, -INBOX_MOST, -1)
+    redis.call('PEXPIRE', key, INBOX_TTL_MS)
+  end
+  for run, ttl in pairs(gone.runs) do redis.call('PEXPIRE', P .. ':run:' .. run, ttl) end
+end
+
+local HELD = { 'status', 'fence', 'lane', 'entry', 'inbox', 'run', 'reply_ttl_ms', 'deadline_ms', 'protocol', 'attempts', 'worker', 'sha' }
+
+local function held_of(P, id)
+  local values, held = redis.call('HMGET', P .. ':reply:' .. id, unpack(HELD)), {}
+  for i, name in ipairs(HELD) do held[name] = values[i] end
+  return held
+end
+
+-- The one place where a job ends. `result` is a flat list of the reply's fields.
+local function conclude(P, gone, id, held, now, result)
+  local key = P .. ':reply:' .. id
+  local ttl = tonumber(held.reply_ttl_ms) or REPLY_TTL_MS
+  redis.call('HSET', key, 'finished_ms', now, unpack(result))
+  redis.call('PEXPIRE', key, ttl)
+  gone.leases[#gone.leases + 1] = id
+  if held.deadline_ms then gone.deadlines[#gone.deadlines + 1] = id end
+  if held.entry then gather(gone.entries, held.lane, held.entry) end
+  if held.inbox then gather(gone.inboxes, held.inbox, id) end
+  if held.run then gone.runs[held.run] = math.max(RUN_TTL_MS, ttl, gone.runs[held.run] or 0) end
+end
+
+local function conclude_error(P, gone, id, held, now, status, code, message)
+  conclude(P, gone, id, held, now, {
+    'status', status, 'code', ERRORS[code][1], 'error', code, 'body', error_body(held.protocol, code, message, id) })
+end
+
+local function bury(P, id, held, reason, detail)
+  local copy = held.entry and redis.call('XRANGE', P .. ':jobs:' .. held.lane, held.entry, held.entry)[1]
+  redis.call('XADD', P .. ':dead', 'MAXLEN', '~', DEAD_MOST, '*', 'job', id, 'reason', reason, 'attempts', held.attempts or 0,
+    'workers', held.worker or '', 'error', detail, unpack(copy and copy[2] or {}))
+end
+
+-- A job comes to be: its reply hash, deadline and place in its run.
+local function bear(P, id, lane, entry, fields, sha, now)
+  local hash = { 'status', 'queued', 'sha', sha, 'protocol', fields.protocol or 'openai.chat', 'lane', lane, 'entry', entry, 'queued_ms', now }
+  for _, name in ipairs({ 'inbox', 'run' }) do
+    if fields[name] then hash[#hash + 1] = name; hash[#hash + 1] = fields[name] end
+  end
+  local ttl, timeout = tonumber(fields.reply_ttl_ms), tonumber(fields.timeout_ms)
+  if ttl and ttl >= 1 then hash[#hash + 1] = 'reply_ttl_ms'; hash[#hash + 1] = math.floor(ttl) end
+  if timeout and timeout >= 0 and timeout < 1e13 then
+    local deadline = now + math.floor(timeout)
+    hash[#hash + 1] = 'deadline_ms'; hash[#hash + 1] = deadline
+    redis.call('ZADD', P .. ':deadlines', deadline, id)
+  end
+  redis.call('HSET', P .. ':reply:' .. id, unpack(hash))
+  if fields.run then
+    redis.call('ZADD', P .. ':run:' .. fields.run, now, id)
+    redis.call('PERSIST', P .. ':run:' .. fields.run)
+  end
+end
+
+-- Put a job's entry into the resume lane, where the next take finds it first. The copy keeps the id it was born with.
+local function requeue(P, gone, id, held, now)
+  local stream = P .. ':jobs:' .. held.lane
+  local copy = redis.call('XRANGE', stream, held.entry, held.entry)[1]
+  if not copy then
+    conclude_error(P, gone, id, held, now, 'failed', 'worker_lost', 'the stream entry of job ' .. id .. ' is gone; submit it again under another id')
+    return
+  end
+  local again = { 'id', id }
+  for i = 1, #copy[2], 2 do
+    if copy[2][i] ~= 'id' then again[#again + 1] = copy[2][i]; again[#again + 1] = copy[2][i + 1] end
+  end
+  local entry = redis.call('XADD', P .. ':jobs:resume', '*', unpack(again))
+  redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued', 'lane', 'resume', 'entry', entry)
+  gather(gone.entries, held.lane, held.entry)
+  gone.leases[#gone.leases + 1] = id
+end
+
+local function well_formed(id)
+  return #id <= 128 and string.find(id, '^[%w%._:~%-]+$') ~= nil
+end
+
+local function backlog(P)
+  local waiting = -redis.call('ZCARD', P .. ':leases')
+  for _, lane in ipairs(LANES) do waiting = waiting + redis.call('XLEN', P .. ':jobs:' .. lane) end
+  return waiting
+end
+
+-- args: (id, lane, sha, number of field values, field, value, ...)...
+-- -> for each job the status it has now: `queued` if accepted (or accepted before), else the known job's status,
+--    or why it was not accepted: `conflict`, `full`, `invalid` (its id or lane)
+local function enqueue(keys, args)
+  local P = keys[1]
+  local missing = unprepared(P)
+  if missing then return missing end
+  local now, out, i = now_ms(), {}, 1
+  local room = (tonumber(redis.call('HGET', P, 'backlog')) or 100000) - backlog(P)
+  while i <= #args do
+    local id, lane, sha, count = args[i], args[i + 1], args[i + 2], tonumber(args[i + 3])
+    local known = redis.call('HMGET', P .. ':reply:' .. id, 'status', 'sha')
+    if not well_formed(id) or lane == 'resume' or not LANE[lane] then
+      out[#out + 1] = 'invalid'
+    elseif known[1] and known[2] ~= sha then
+      out[#out + 1] = 'conflict'
+    elseif known[1] then
+      local fields = map_of({ unpack(args, i + 4, i + 3 + count) })
+      if fields.inbox and (known[1] == 'queued' or known[1] == 'running') then
+        redis.call('HSET', P .. ':reply:' .. id, 'inbox', fields.inbox)
+      end
+      out[#out + 1] = known[1]
+    elseif room <= 0 then
+      out[#out + 1] = 'full'
+    else
+      local flat = { unpack(args, i + 4, i + 3 + count) }
+      local entry = redis.call('XADD', P .. ':jobs:' .. lane, '*', 'id', id, unpack(flat))
+      bear(P, id, lane, entry, map_of(flat), sha, now)
+      room = room - 1
+      out[#out + 1] = 'queued'
+    end
+    i = i + 4 + count
+  end
+  return out
+end
+
+-- What a newly read entry means: nil if there is nothing to begin, else the job's id and what is held of it.
+local function admit(P, gone, lane, entry, fields, now)
+  local id = fields.id or entry
+  if not well_formed(id) then
+    bear(P, entry, lane, entry, fields, '', now)
+    conclude_error(P, gone, entry, held_of(P, entry), now, 'failed', 'invalid_request', '`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -')
+    return
+  end
+  local held = held_of(P, id)
+  if not held.status then
+    local born = tonumber(string.match(entry, '^%d+'))
+    bear(P, id, lane, entry, fields, redis.sha1hex((fields.protocol or 'openai.chat') .. '\0' .. (fields.body or '')), born)
+    return id, held_of(P, id)
+  end
+  if held.status == 'queued' and held.lane == lane and held.entry == entry then return id, held end
+  local sha = redis.sha1hex((fields.protocol or 'openai.chat') .. '\0' .. (fields.body or ''))
+  if sha == held.sha then -- a second copy of a known job
+    gather(gone.entries, lane, entry)
+    return
+  end
+  bear(P, entry, lane, entry, fields, sha, now)
+  conclude_error(P, gone, entry, held_of(P, entry), now, 'failed', 'job_conflict', 'job id ' .. id .. ' belongs to another body; choose another id')
+end
+
+-- Read up to `most` entries of one lane, in portions that keep the bytes of one call bounded.
+local function read_lane(P, worker, lane, most, bytes)
+  local stream, got, biggest = P .. ':jobs:' .. lane, {}, 64 * 1024
+  while #got < most and bytes > 0 do
+    local portion = math.max(1, math.min(most - #got, math.floor(bytes / biggest)))
+    local answer = redis.call('XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', portion, 'STREAMS', stream, '>')
+    local entries = answer and answer[1] and answer[1][2] or {}
+    for _, entry in ipairs(entries) do
+      local size = 0
+      for i = 2, #entry[2], 2 do size = size + #entry[2][i] end
+      biggest, bytes = math.max(biggest, size), bytes - size
+      got[#got + 1] = entry
+    end
+    if #entries < portion then return got, bytes, true end
+  end
+  return got, bytes, false
+end
+
+-- How many entries each lane may give of `slots`: what was handed back first, then 8:4:1, going round across calls.
+local function shares(P, slots)
+  local turn, share = tonumber(redis.call('HGET', P, 'turn')) or 0, { high = 0, normal = 0, low = 0 }
+  for k = 1, slots do
+    local lane = TURNS[(turn + k) % #TURNS + 1]
+    share[lane] = share[lane] + 1
+  end
+  redis.call('HSET', P, 'turn', (turn + slots) % #TURNS)
+  return share
+end
+
+local function read_lanes(P, worker, slots)
+  local bytes, left, drained, batch = TAKE_BYTES, slots, {}, {}
+  local function read(lane, most)
+    if most <= 0 or bytes <= 0 or drained[lane] then return end
+    local got
+    got, bytes, drained[lane] = read_lane(P, worker, lane, most, bytes)
+    for _, entry in ipairs(got) do batch[#batch + 1] = { lane, entry } end
+    left = left - #got
+  end
+  read('resume', left)
+  if left > 0 then
+    local share = shares(P, left)
+    for _, lane in ipairs({ 'high', 'normal', 'low' }) do read(lane, share[lane]) end
+    for _, lane in ipairs({ 'high', 'normal', 'low' }) do read(lane, left) end
+  end
+  return batch, left > 0 and bytes > 0
+end
+
+local function taken_before(P, worker, nonce)
+  local last = redis.call('HMGET', P .. ':worker:' .. worker, 'take_nonce', 'take_ids')
+  if last[1] ~= nonce then return end
+  local jobs = {}
+  for id in string.gmatch(last[2], '%S+') do
+    local held = held_of(P, id)
+    if held.status == 'running' and held.fence == held.attempts .. ':' .. nonce then
+      local copy = redis.call('XRANGE', P .. ':jobs:' .. held.lane, held.entry, held.entry)[1]
+      if copy then jobs[#jobs + 1] = { held.entry, id, held.fence, held.lane, held.deadline_ms or '', copy[2] } end
+    end
+  end
+  return jobs
+end
+
+-- args: worker, nonce, slots, lease_ms, policy version
+-- -> {gate, {{entry, id, fence, lane, deadline_ms, {field, value, ...}}...}}; reading and beginning are one step
+local function take(keys, args)
+  local P, worker, nonce, slots, version = keys[1], args[1], args[2], tonumber(args[3]), tonumber(args[5])
+  local missing = unprepared(P)
+  if missing then return missing end
+  local gate = redis.call('HGET', P .. ':desired', 'gate') or 'missing'
+  if gate ~= 'open' then return { gate, {} } end
+  local before = taken_before(P, worker, nonce)
+  if before then return { gate, before } end
+
+  local now, gone, jobs, leases, ids = now_ms(), ends(), {}, {}, {}
+  local batch, drained = read_lanes(P, worker, slots)
+  for _, read in ipairs(batch) do
+    local lane, entry, flat = read[1], read[2][1], read[2][2]
+    local fields = map_of(flat)
+    local id, held = admit(P, gone, lane, entry, fields, now)
+    if not id then -- answered, or a second copy
+    elseif held.deadline_ms and tonumber(held.deadline_ms) <= now then
+      conclude_error(P, gone, id, held, now, 'expired', 'deadline_exceeded', 'the deadline of job ' .. id .. ' passed before it began')
+    elseif (tonumber(fields.min_version) or 0) > version then
+      redis.call('ZADD', P .. ':delayed', now + PARKED_MS, id)
+    else
+      local attempts = (tonumber(held.attempts) or 0) + 1
+      local fence = attempts .. ':' .. nonce
+      redis.call('HSET', P .. ':reply:' .. id, 'status', 'running', 'attempts', attempts, 'fence', fence, 'worker', worker, 'started_ms', now)
+      leases[#leases + 1] = now + tonumber(args[4]); leases[#leases + 1] = id
+      ids[#ids + 1] = id
+      jobs[#jobs + 1] = { entry, id, fence, lane, held.deadline_ms or '', flat }
+    end
+  end
+  if #ids > 0 then
+    redis.call('ZADD', P .. ':leases', unpack(leases))
+    redis.call('HSET', P .. ':worker:' .. worker, 'take_nonce', nonce, 'take_ids', table.concat(ids, ' '))
+  end
+  settle(P, gone)
+  if drained then -- nothing waits: whoever listens need not be told of what was taken
+    for _, lane in ipairs(LANES) do redis.pcall('XGROUP', 'SETID', P .. ':jobs:' .. lane, BELL, '$') end
+  end
+  return { gate, jobs }
+end
+
+-- args: lease_ms, (id, fence)... -> for each `held`, `lost`, `cancel` or `expire`
+local function renew(keys, args)
+  local P, now, out = keys[1], now_ms(), {}
+  for i = 2, #args, 2 do
+    local held = redis.call('HMGET', P .. ':reply:' .. args[i], 'status', 'fence', 'cancel', 'deadline_ms')
+    if held[1] ~= 'running' or held[2] ~= args[i + 1] then
+      out[#out + 1] = 'lost'
+    else
+      redis.call('ZADD', P .. ':leases', now + tonumber(args[1]), args[i])
+      out[#out + 1] = held[3] and 'cancel' or (held[4] and tonumber(held[4]) <= now and 'expire') or 'held'
+    end
+  end
+  return out
+end
+
+-- args: (id, fence, status, code, error, body, state, policy version)... -> 1 accepted, also if repeated; 0 the lease was lost
+local function finish(keys, args)
+  local P, now, out, gone = keys[1], now_ms(), {}, ends()
+  for i = 1, #args, 8 do
+    local id, held = args[i], held_of(P, args[i])
+    local mine = held.fence == args[i + 1]
+    if mine and held.status == 'running' then
+      local result = { 'status', args[i + 2], 'code', args[i + 3], 'body', args[i + 5] }
+      if args[i + 4] ~= '' then result[#result + 1] = 'error'; result[#result + 1] = args[i + 4] end
+      if args[i + 6] ~= '' then result[#result + 1] = 'state'; result[#result + 1] = args[i + 6] end
+      if args[i + 7] ~= '' then result[#result + 1] = 'policy_version'; result[#result + 1] = args[i + 7] end
+      conclude(P, gone, id, held, now, result)
+    end
+    out[#out + 1] = mine and held.status ~= 'queued' and 1 or 0
+  end
+  settle(P, gone)
+  return out
+end
+
+-- args: limit, (id, fence, delay_ms, message)... -> `retry`, `dead` or `lost`; a repeated call answers alike
+-- The caller draws the delay: randomness inside a function is the same in every call.
+local function fail(keys, args)
+  local P, now, out, gone, limit = keys[1], now_ms(), {}, ends(), tonumber(args[1])
+  for i = 2, #args, 4 do
+    local id, held = args[i], held_of(P, args[i])
+    if held.fence ~= args[i + 1] then
+      out[#out + 1] = 'lost'
+    elseif held.status ~= 'running' then
+      out[#out + 1] = held.status == 'queued' and 'retry' or 'dead'
+    elseif redis.call('HINCRBY', P .. ':reply:' .. id, 'fails', 1) >= limit then
+      bury(P, id, held, 'failures', args[i + 3])
+      conclude_error(P, gone, id, held, now, 'failed', 'engine_failed', 'job ' .. id .. ' failed ' .. limit .. ' times; the dead letter tells why')
+      out[#out + 1] = 'dead'
+    else
+      redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued')
+      redis.call('ZADD', P .. ':delayed', now + tonumber(args[i + 2]), id)
+      gone.leases[#gone.leases + 1] = id
+      out[#out + 1] = 'retry'
+    end
+  end
+  settle(P, gone)
+  return out
+end
+
+-- args: (id, fence)... -> 1 handed back, also if repeated; 0 the lease was lost
+local function release(keys, args)
+  local P, now, out, gone = keys[1], now_ms(), {}, ends()
+  for i = 1, #args, 2 do
+    local id, held = args[i], held_of(P, args[i])
+    local mine = held.fence == args[i + 1]
+    if mine and held.status == 'running' then
+      redis.call('HINCRBY', P .. ':reply:' .. id, 'handbacks', 1)
+      requeue(P, gone, id, held, now)
+    end
+    out[#out + 1] = mine and 1 or 0
+  end
+  settle(P, gone)
+  return out
+end
+
+-- args: id... -> `cancelled` (it never begins), `stopping` (its worker is told), the terminal status it has, or `unknown`
+local function cancel(keys, args)
+  local P, now, out, gone = keys[1], now_ms(), {}, ends()
+  for _, id in ipairs(args) do
+    local held = held_of(P, id)
+    if held.status == 'queued' then
+      redis.call('ZREM', P .. ':delayed', id)
+      conclude_error(P, gone, id, held, now, 'cancelled', 'cancelled', 'job ' .. id .. ' was cancelled before it began')
+      out[#out + 1] = 'cancelled'
+    elseif held.status == 'running' then
+      redis.call('HSET', P .. ':reply:' .. id, 'cancel', 1)
+      out[#out + 1] = 'stopping'
+    else
+      out[#out + 1] = held.status or 'unknown'
+    end
+  end
+  settle(P, gone)
+  return out
+end
+
+local function due(key, now, most)
+  return redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, most)
+end
+
+local function reclaim_expired(P, gone, now, most, limit)
+  local reclaimed, dead = 0, 0
+  for _, id in ipairs(due(P .. ':leases', now, most)) do
+    local held = held_of(P, id)
+    if held.status ~= 'running' then
+      gone.leases[#gone.leases + 1] = id
+    elseif redis.call('HINCRBY', P .. ':reply:' .. id, 'crashes', 1) >= limit then
+      bury(P, id, held, 'crashes', 'its workers died or froze ' .. limit .. ' times in a row')
+      conclude_error(P, gone, id, held, now, 'failed', 'worker_lost', 'job ' .. id .. ' was lost with its worker ' .. limit .. ' times in a row')
+      dead = dead + 1
+    else
+      requeue(P, gone, id, held, now)
+      reclaimed = reclaimed + 1
+    end
+  end
+  return reclaimed, dead
+end
+
+local function promote_due(P, gone, now, most)
+  local ids = due(P .. ':delayed', now, most)
+  for _, id in ipairs(ids) do
+    local held = held_of(P, id)
+    redis.call('ZREM', P .. ':delayed', id)
+    if held.status == 'queued' then requeue(P, gone, id, held, now) end
+  end
+  return #ids
+end
+
+local function expire_late(P, gone, now, most)
+  local expired = 0
+  for _, id in ipairs(due(P .. ':deadlines', now, most)) do
+    local held = held_of(P, id)
+    if held.status == 'queued' then
+      redis.call('ZREM', P .. ':delayed', id)
+      conclude_error(P, gone, id, held, now, 'expired', 'deadline_exceeded', 'the deadline of job ' .. id .. ' passed before it began')
+      expired = expired + 1
+    elseif held.status == 'running' then -- its worker hears of it when it renews; look again later
+      redis.call('ZADD', P .. ':deadlines', now + 5000, id)
+    else
+      gone.deadlines[#gone.deadlines + 1] = id
+    end
+  end
+  return expired
+end
+
+-- A step that failed half-way can leave an entry read but not begun. Walks the pending lists, a portion a call.
+local function find_orphans(P, gone, now, most, idle_ms)
+  local found = 0
+  for _, lane in ipairs(LANES) do
+    local stream, from = P .. ':jobs:' .. lane, redis.call('HGET', P, 'scan:' .. lane) or '-'
+    local pending = redis.call('XPENDING', stream, GROUP, 'IDLE', idle_ms, from, '+', most)
+    redis.call('HSET', P, 'scan:' .. lane, #pending == most and '(' .. pending[#pending][1] or '-')
+    for _, row in ipairs(pending) do
+      local entry = row[1]
+      local copy = redis.call('XRANGE', stream, entry, entry)[1]
+      local fields = map_of(copy and copy[2] or {})
+      local id = fields.id or entry
+      local held = held_of(P, id)
+      if not copy or (held.entry and (held.entry ~= entry or held.lane ~= lane)) then
+        gather(gone.entries, lane, entry)
+      elseif not held.status then
+        if admit(P, gone, lane, entry, fields, now) then requeue(P, gone, id, held_of(P, id), now) end
+        found = found + 1
+      elseif held.status == 'queued' and not redis.call('ZSCORE', P .. ':delayed', id) then
+        requeue(P, gone, id, held, now)
+        found = found + 1
+      elseif held.status == 'running' and not redis.call('ZSCORE', P .. ':leases', id) then
+        redis.call('ZADD', P .. ':leases', now, id)
+        found = found + 1
+      end
+    end
+  end
+  return found
+end
+
+local function bury_collected(P, now, most)
+  for _, id in ipairs(due(P .. ':collected', now - TOMBSTONE_AFTER_MS, most)) do
+    redis.call('HDEL', P .. ':reply:' .. id, 'body', 'state', 'inbox', 'run', 'fence', 'entry', 'lane')
+    redis.call('ZREM', P .. ':collected', id)
+  end
+end
+
+local function forget_workers(P, now, most)
+  for _, worker in ipairs(due(P .. ':workers', now - WORKER_FORGOTTEN_MS, most)) do
+    local holds = 0
+    for _, lane in ipairs(LANES) do
+      local stream = P .. ':jobs:' .. lane
+      local pending = #redis.call('XPENDING', stream, GROUP, '-', '+', 1, worker)
+      if pending == 0 then redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, worker) end
+      holds = holds + pending
+    end
+    if holds == 0 then redis.call('ZREM', P .. ':workers', worker) end
+  end
+end
+
+-- args: most, crash limit, reclaim (1 or 0), idle_ms of an orphan (0: do not look for any)
+-- -> {reclaimed, dead, promoted, expired, orphans}
+local function sweep(keys, args)
+  local P, now, gone = keys[1], now_ms(), ends()
+  local missing = unprepared(P)
+  if missing then return missing end
+  local most, reclaimed, dead, orphans = tonumber(args[1]), 0, 0, 0
+  if args[3] == '1' then reclaimed, dead = reclaim_expired(P, gone, now, most, tonumber(args[2])) end
+  settle(P, gone)
+  gone = ends()
+  local promoted = promote_due(P, gone, now, most)
+  settle(P, gone)
+  gone = ends()
+  local expired = expire_late(P, gone, now, most)
+  settle(P, gone)
+  if args[4] ~= '0' then
+    gone = ends()
+    orphans = find_orphans(P, gone, now, most, args[4])
+    settle(P, gone)
+    forget_workers(P, now, most)
+  end
+  bury_collected(P, now, most)
+  return { reclaimed, dead, promoted, expired, orphans }
+end
+
+-- args: worker, ttl_ms, number of desired values, desired field, value, ..., worker field, value, ...
+-- Writes the desired state back where it is missing. -> {server ms, {desired field, value, ...}}
+local function beat(keys, args)
+  local P, now, worker, count = keys[1], now_ms(), args[1], tonumber(args[3])
+  local missing = unprepared(P)
+  if missing then return missing end
+  if count > 0 and redis.call('EXISTS', P .. ':desired') == 0 then
+    redis.call('HSET', P .. ':desired', unpack(args, 4, 3 + count))
+  end
+  redis.call('ZADD', P .. ':workers', now, worker)
+  redis.call('HSET', P .. ':worker:' .. worker, 'beat_ms', now, unpack(args, 4 + count))
+  redis.call('PEXPIRE', P .. ':worker:' .. worker, args[2])
+  return { now, redis.call('HGETALL', P .. ':desired') }
+end
+
+local function step(name, callback, flags)
+  redis.register_function({ function_name = 'rolloutq_' .. name, callback = callback, flags = flags })
+end
+
+step('enqueue', enqueue, {})
+step('take', take, { 'allow-oom' })
+step('renew', renew, { 'allow-oom' })
+step('finish', finish, { 'allow-oom' })
+step('fail', fail, { 'allow-oom' })
+step('release', release, { 'allow-oom' })
+step('sweep', sweep, { 'allow-oom' })
+step('cancel', cancel, { 'allow-oom' })
+step('beat', beat, { 'allow-oom' })

@@ -1,0 +1,168 @@
+"""One connection to the server, opened when first used and again whenever it breaks.
+
+Every step of the queue may be repeated after a lost answer, so a link repeats a call whose connection broke, with full
+jitter, until `outage_s` is over. redis-py's own retries, read time-outs and RESP3 are off: they re-send commands that
+must not be, end blocking reads early, and change the shape of answers.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from redis.asyncio.connection import Connection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError as RedisConnectionError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError as RedisTimeoutError,
+)
+
+from protocols.errors import ConfigError, ServerUnavailable
+
+Argument: TypeAlias = str | bytes | int | float
+Command: TypeAlias = Sequence[Argument]
+
+CONNECT_S = 5.0
+FIRST_CONTACT_S = 8.0
+ANSWER_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+_PASSING = ("LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY ")
+_BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutError)
+
+log = logging.getLogger("rolloutq.link")
+
+
+def check_url(url: str) -> dict[str, Any]:
+    """redis-py's connection arguments of a `redis://`, `rediss://` or `unix://` URL; raises ConfigError."""
+    try:
+        return dict(parse_url(url))
+    except ValueError:
+        raise ConfigError(
+            "url: not a Redis URL; it looks like redis://host:6379/0 "
+            "(rediss:// for TLS, unix:///path for a socket)",
+            param="url",
+        ) from None
+
+
+def address_of(url: str) -> str:
+    """Where a URL leads, without its user and password."""
+    where = check_url(url)
+    if "path" in where:
+        return str(where["path"])
+    return f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+
+
+class Link:
+    """One connection; calls on it take turns."""
+
+    def __init__(self, url: str, *, name: str, outage_s: float = 60.0) -> None:
+        """`name` is what the server's CLIENT LIST shows. A call gives up after `outage_s` without a server.
+
+        Where there never was one, it gives up after `FIRST_CONTACT_S`: the URL may be wrong.
+        """
+        options = check_url(url)
+        kind = options.pop("connection_class", Connection)
+        options |= {
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": None,
+            "socket_connect_timeout": CONNECT_S,
+            "socket_keepalive": options.get("socket_keepalive", True) if "path" not in options else None,
+            "client_name": name,
+            "health_check_interval": 0,
+        }
+        self._options = {key: value for key, value in options.items() if value is not None}
+        self._kind: type[Connection] = kind
+        self._connection: Connection | None = None
+        self._turn = asyncio.Lock()
+        self.address = address_of(url)
+        self.outage_s = outage_s
+        self.opened = 0
+        """How often a connection was made: a change means that contact was lost in between."""
+
+    async def call(self, *command: Argument, block_s: float = 0.0) -> Any:
+        """The answer to one command, which the server may hold back for `block_s`."""
+        (answer,) = await self.calls([command], block_s=block_s)
+        if isinstance(answer, RedisError):
+            raise answer
+        return answer
+
+    async def calls(self, commands: Sequence[Command], *, block_s: float = 0.0) -> list[Any]:
+        """The answers to several commands sent at once; a refused command's answer is its ResponseError."""
+        async with self._turn:
+            loop = asyncio.get_running_loop()
+            patience_s = self.outage_s if self.opened else min(self.outage_s, FIRST_CONTACT_S)
+            give_up_at, pause_s = loop.time() + patience_s, FIRST_PAUSE_S
+            while True:
+                try:
+                    return await self._attempt(commands, ANSWER_S + block_s)
+                except (AuthenticationError, NoPermissionError) as error:
+                    raise ServerUnavailable(
+                        f"Redis at {self.address} refuses this user: {error}; check the user and "
+                        "password in the URL, and the ACL"
+                    ) from None
+                except (*_BROKEN, BusyLoadingError, ReadOnlyError, ResponseError) as error:
+                    if isinstance(error, ResponseError) and not str(error).startswith(_PASSING):
+                        raise
+                    if loop.time() >= give_up_at:
+                        raise ServerUnavailable(
+                            f"no Redis at {self.address} for {patience_s:g} s "
+                            f"({type(error).__name__}); is it running, and is the URL right?",
+                            retry_after_s=LONGEST_PAUSE_S,
+                        ) from None
+                    if pause_s == FIRST_PAUSE_S:
+                        log.warning("no Redis at %s (%s); trying again", self.address, error)
+                await asyncio.sleep(random.uniform(0, pause_s))
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _attempt(self, commands: Sequence[Command], limit_s: float) -> list[Any]:
+        """Send and read; a connection that did not get all its answers is never used again."""
+        try:
+            async with asyncio.timeout(limit_s):
+                connection = await self._open()
+                await connection.send_packed_command(
+                    connection.pack_commands(commands), check_health=False
+                )
+                answers = [await self._answer(connection) for _ in commands]
+        except BaseException:
+            self._drop()
+            raise
+        if len(answers) == 1 and isinstance(answers[0], ResponseError):
+            raise answers[0]
+        return answers
+
+    async def _answer(self, connection: Connection) -> Any:
+        try:
+            return await connection.read_response()
+        except (NoPermissionError, ReadOnlyError, BusyLoadingError):
+            raise
+        except ResponseError as error:
+            return error
+
+    async def _open(self) -> Connection:
+        if self._connection is None:
+            connection = self._kind(**self._options)
+            self._connection = connection
+            await connection.connect()
+            self.opened += 1
+        return self._connection
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        writer = connection and connection._writer  # redis-py closes only with an await
+        if writer:
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        """Close the connection; the next call would open another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect()
