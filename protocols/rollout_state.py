@@ -23,7 +23,9 @@ class TokenIds(Ints):
 
     def __new__(cls, ids: Iterable[int] = ()) -> Self:
         """Copy `ids`; raises OverflowError outside 0 .. 2**32 - 1."""
-        return super().__new__(cls, "I", ids)
+        made = super().__new__(cls, "I")
+        made.extend(ids)  # not by the constructor, which takes bytes for raw items
+        return made
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -36,7 +38,9 @@ class Logprobs(Floats):
 
     def __new__(cls, values: Iterable[float] = ()) -> Self:
         """Copy `values`, rounded to 32 bits."""
-        return super().__new__(cls, "f", values)
+        made = super().__new__(cls, "f")
+        made.extend(values)
+        return made
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:

@@ -44,8 +44,8 @@ class Lease(msgspec.Struct, frozen=True):
     fence: str
     """attempt:nonce; every write of the attempt is compared with it."""
     lane: str
-    deadline_ms: int | None
-    """Server time."""
+    left_ms: int | None
+    """What was left to its deadline when it was taken."""
     fields: dict[bytes, bytes]
     """The stream entry's fields as they came."""
 
@@ -188,6 +188,13 @@ class Broker:
         if marks:
             await self.link.call("ZADD", self.keys.collected, *marks)
 
+    async def finished(self, inbox: str, *, most: int, block_s: float) -> list[str]:
+        """Ids of finished jobs, as soon as there are any; holds the link for as long as `block_s`."""
+        found = await self.link.call(
+            "BLMPOP", block_s, 1, self.keys.inbox(inbox), "LEFT", "COUNT", most, block_s=block_s
+        )
+        return [raw.decode() for raw in found[1]] if found else []
+
     async def run_ids(self, run: str) -> list[str]:
         """A run's job ids in the order of their acceptance."""
         return [raw.decode() for raw in await self.link.call("ZRANGE", self.keys.run(run), 0, -1)]
@@ -247,6 +254,12 @@ class Broker:
         now_ms, flat = await self._step("beat", worker, ttl_ms, len(wanted), *wanted, *told)
         return now_ms, _texts(flat)
 
+    async def leave(self, worker: str) -> None:
+        """Say that a worker is gone for good."""
+        await self.link.calls(
+            [["ZREM", self.keys.workers, worker], ["DEL", self.keys.worker(worker)]]
+        )
+
     async def bell(self, *, block_s: float = BELL_BLOCK_S) -> bool:
         """Wait for a job to arrive in any lane; holds the link for as long as `block_s`."""
         streams = [self.keys.jobs(lane) for lane in LANES]
@@ -270,7 +283,10 @@ class Broker:
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         ids = await self.link.call("ZRANGEBYSCORE", self.keys.workers, now_ms - seen_ms, "+inf")
         rows = await self.link.calls([["HGETALL", self.keys.worker(raw.decode())] for raw in ids])
-        return {raw.decode(): _texts(row) for raw, row in zip(ids, rows, strict=True)}
+        return {
+            raw.decode(): {k: v for k, v in _texts(row).items() if not k.startswith("take_")}
+            for raw, row in zip(ids, rows, strict=True)
+        }
 
     async def live_workers(self, *, seen_ms: int) -> int:
         """How many workers have a heartbeat at most `seen_ms` old."""
@@ -383,12 +399,12 @@ def _number(fields: dict[bytes, bytes], name: bytes, *, least: int) -> int | Non
 
 
 def _lease_of(row: list[Any]) -> Lease:
-    _, job_id, fence, lane, deadline_ms, flat = row
+    _, job_id, fence, lane, left_ms, flat = row
     return Lease(
         job_id=job_id.decode(),
         fence=fence.decode(),
         lane=lane.decode(),
-        deadline_ms=int(deadline_ms) if deadline_ms else None,
+        left_ms=None if left_ms == b"" else int(left_ms),
         fields=dict(zip(flat[::2], flat[1::2], strict=True)),
     )
 

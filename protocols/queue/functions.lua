@@ -270,7 +270,11 @@ local function read_lanes(P, worker, slots)
   return batch, left > 0 and bytes > 0
 end
 
-local function taken_before(P, worker, nonce)
+local function left_ms(held, now)
+  return held.deadline_ms and math.max(0, held.deadline_ms - now) or ''
+end
+
+local function taken_before(P, worker, nonce, now)
   local last = redis.call('HMGET', P .. ':worker:' .. worker, 'take_nonce', 'take_ids')
   if last[1] ~= nonce then return end
   local jobs = {}
@@ -278,21 +282,21 @@ local function taken_before(P, worker, nonce)
     local held = held_of(P, id)
     if held.status == 'running' and held.fence == held.attempts .. ':' .. nonce then
       local copy = redis.call('XRANGE', P .. ':jobs:' .. held.lane, held.entry, held.entry)[1]
-      if copy then jobs[#jobs + 1] = { held.entry, id, held.fence, held.lane, held.deadline_ms or '', copy[2] } end
+      if copy then jobs[#jobs + 1] = { held.entry, id, held.fence, held.lane, left_ms(held, now), copy[2] } end
     end
   end
   return jobs
 end
 
 -- args: worker, nonce, slots, lease_ms, policy version
--- -> {gate, {{entry, id, fence, lane, deadline_ms, {field, value, ...}}...}}; reading and beginning are one step
+-- -> {gate, {{entry, id, fence, lane, ms to its deadline, {field, value, ...}}...}}; reading and beginning are one step
 local function take(keys, args)
   local P, worker, nonce, slots, version = keys[1], args[1], args[2], tonumber(args[3]), tonumber(args[5])
   local missing = unprepared(P)
   if missing then return missing end
   local gate = redis.call('HGET', P .. ':desired', 'gate') or 'missing'
   if gate ~= 'open' then return { gate, {} } end
-  local before = taken_before(P, worker, nonce)
+  local before = taken_before(P, worker, nonce, now_ms())
   if before then return { gate, before } end
 
   local now, gone, jobs, leases, ids = now_ms(), ends(), {}, {}, {}
@@ -312,7 +316,7 @@ local function take(keys, args)
       redis.call('HSET', P .. ':reply:' .. id, 'status', 'running', 'attempts', attempts, 'fence', fence, 'worker', worker, 'started_ms', now)
       leases[#leases + 1] = now + tonumber(args[4]); leases[#leases + 1] = id
       ids[#ids + 1] = id
-      jobs[#jobs + 1] = { entry, id, fence, lane, held.deadline_ms or '', flat }
+      jobs[#jobs + 1] = { entry, id, fence, lane, left_ms(held, now), flat }
     end
   end
   if #ids > 0 then

@@ -1,1 +1,15 @@
 """Engines by name; each is imported only when it is asked for."""
+
+from worker.config import Config
+from worker.engines.base import Engine
+
+
+def build(config: Config) -> Engine:
+    """The engine that a configuration names, not started; raises ConfigError where its packages are missing."""
+    if config.engine == "scripted":
+        from worker.engines.scripted import ScriptedEngine
+
+        return ScriptedEngine(policy_version=config.policy_version)
+    from worker.engines.torch_engine import build as build_torch
+
+    return build_torch(config)

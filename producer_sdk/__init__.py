@@ -1,0 +1,77 @@
+"""What a trainer imports: submit jobs, wait for their replies, from any process.
+
+`from producer_sdk import Client, SampleParams`
+"""
+
+from producer_sdk.client import Client
+from producer_sdk.fleet import Fleet
+from producer_sdk.future import Future, Pending
+from producer_sdk.group import Group
+from producer_sdk.results import Results
+from protocols.errors import (
+    Aborted,
+    BodyTooLarge,
+    Cancelled,
+    ConfigError,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    JobConflict,
+    JobError,
+    JobNotFound,
+    ModelNotFound,
+    NoLiveWorker,
+    PoolNotPrepared,
+    QueueError,
+    QueueFull,
+    RequestError,
+    ResultTimeout,
+    RolloutError,
+    ServerUnavailable,
+    UnknownProtocol,
+    UnsupportedOption,
+    WorkerLost,
+)
+from protocols.job import JobStatus, Lane, Reply
+from protocols.rollout_state import Logprobs, RolloutState, SampleParams, Status, TokenIds
+
+__all__ = [
+    "Aborted",
+    "BodyTooLarge",
+    "Cancelled",
+    "Client",
+    "ConfigError",
+    "ContextLengthExceeded",
+    "DeadlineExceeded",
+    "EngineFailed",
+    "Fleet",
+    "Future",
+    "Group",
+    "InvalidRequest",
+    "JobConflict",
+    "JobError",
+    "JobNotFound",
+    "JobStatus",
+    "Lane",
+    "Logprobs",
+    "ModelNotFound",
+    "NoLiveWorker",
+    "Pending",
+    "PoolNotPrepared",
+    "QueueError",
+    "QueueFull",
+    "Reply",
+    "RequestError",
+    "ResultTimeout",
+    "Results",
+    "RolloutError",
+    "RolloutState",
+    "SampleParams",
+    "ServerUnavailable",
+    "Status",
+    "TokenIds",
+    "UnknownProtocol",
+    "UnsupportedOption",
+    "WorkerLost",
+]

@@ -1,0 +1,267 @@
+"""The client: one object, sync and async, cheap to pickle."""
+
+import itertools
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future as InnerFuture
+from types import TracebackType
+from typing import Any, Self, TypedDict, TypeVar, Unpack
+
+import msgspec
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from producer_sdk.courier import Courier
+from producer_sdk.fleet import Fleet, look
+from producer_sdk.future import Future, Pending, converted
+from producer_sdk.group import Group
+from producer_sdk.progress import Progress
+from producer_sdk.results import Results
+from protocols import codec
+from protocols.errors import ConfigError, InvalidRequest
+from protocols.job import DEFAULT_PROTOCOL, Job, Lane, Reply
+from protocols.queue.broker import Broker, check_job
+from protocols.queue.keys import Keys
+from protocols.queue.link import check_url
+from protocols.rollout_state import SampleParams, TokenIds
+
+CANCEL_MOST = 500
+MAP_WINDOW = 1024
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""Text as it stands, token ids, or messages."""
+Value = TypeVar("Value")
+
+
+class Settings(BaseSettings):
+    """By argument, then `ROLLOUTQ_URL`, `ROLLOUTQ_POOL`, `ROLLOUTQ_RUN`, `ROLLOUTQ_NO_WORKER_S`."""
+
+    model_config = SettingsConfigDict(env_prefix="ROLLOUTQ_", extra="ignore", frozen=True)
+
+    url: str = "redis://localhost:6379/0"
+    pool: str = "default"
+    run: str | None = None
+    no_worker_s: float = 60.0
+
+
+class JobOptions(TypedDict, total=False):
+    """What a job may carry beside its body."""
+
+    job_id: str
+    group: str
+    session: str
+    lane: Lane
+    timeout_s: float
+    min_version: int
+    max_staleness: int
+
+
+class Client:
+    """Submits jobs to one pool and hands out their replies."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        pool: str | None = None,
+        run: str | None = None,
+        no_worker_s: float | None = None,
+    ) -> None:
+        """`no_worker_s`: how long waits go on while the pool has no live worker, then NoLiveWorker.
+
+        Connects when first used. Raises ConfigError where a setting is wrong.
+        """
+        given = {"url": url, "pool": pool, "run": run, "no_worker_s": no_worker_s}
+        self.settings = Settings(**{k: v for k, v in given.items() if v is not None})
+        check_url(self.settings.url)
+        Keys(self.settings.pool)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._courier: Courier | None = None
+        self._starting = threading.Lock()
+        self._stem = secrets.token_hex(8)
+        self._count = itertools.count()
+
+    def __getstate__(self) -> Settings:
+        return self.settings
+
+    def __setstate__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send what was submitted and disconnect. Jobs go on; `get` finds them from any process."""
+        if self._courier is not None and self._courier.pid == os.getpid():
+            self._courier.close()
+        self._courier = None
+
+    # jobs
+
+    def submit(
+        self,
+        body: Mapping[str, Any],
+        *,
+        protocol: str = DEFAULT_PROTOCOL,
+        **options: Unpack[JobOptions],
+    ) -> Future[Reply]:
+        """Enqueue a request body in its dialect.
+
+        The same `job_id` with the same body is the same job, however often it is submitted. Raises InvalidRequest or
+        BodyTooLarge at once; whatever else is wrong stands in the reply.
+        """
+        job = self._job(body, protocol, options)
+        return Future(self._started().submit(job), job.id, self._cancel_one)
+
+    def sample(
+        self,
+        prompt: Prompt,
+        *,
+        n: int = 1,
+        params: SampleParams | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Future[Group]:
+        """Draw `n` samples of one prompt: text, token ids, or messages."""
+        params = msgspec.structs.replace(params or SampleParams(), n=n)
+        body = {**_prompt_field(prompt), "sample_params": msgspec.to_builtins(params)}
+        job = self._job(body, "generate", options)
+        inner = converted(self._started().submit(job), lambda reply: Group.of(reply, n))
+        return Future(inner, job.id, self._cancel_one)
+
+    def map(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        n: int = 1,
+        params: SampleParams | None = None,
+        progress: bool = False,
+        window: int = MAP_WINDOW,
+        **options: Unpack[JobOptions],
+    ) -> Iterator[Group]:
+        """Sample every prompt; groups come in the order of the prompts, at most `window` jobs are in flight."""
+        total = len(prompts) if isinstance(prompts, Sequence) else None
+        flight: list[Future[Group]] = []
+        with Progress(total or 0, shown=progress and total is not None, what="prompts") as bar:
+            for prompt in prompts:
+                if len(flight) >= window:
+                    bar.advance()
+                    yield flight.pop(0).result()
+                flight.append(self.sample(prompt, n=n, params=params, **options))
+            for future in flight:
+                bar.advance()
+                yield future.result()
+
+    def as_completed(
+        self,
+        futures: Iterable[Pending[Value]],
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> Results[Value]:
+        """The answers in the order of their completion, for `for` and `async for`."""
+        return Results(futures, timeout=timeout, progress=progress)
+
+    def get(self, job_id: str) -> Future[Reply]:
+        """The reply of a job submitted by this or any other process; JobNotFound where there is none."""
+        if not codec.JOB_ID.fullmatch(job_id):
+            raise InvalidRequest(f"`job_id` {job_id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -")
+        return Future(self._started().get(job_id), job_id, self._cancel_one)
+
+    def attach(self, run: str) -> Results[Reply]:
+        """The replies of all jobs of a run, for a trainer that was restarted."""
+        ids = self._ask(lambda broker: broker.run_ids(run), "attach").result(30)
+        return Results([self.get(job_id) for job_id in ids])
+
+    def cancel(self, *, job_id: str | None = None, run: str | None = None) -> Pending[int]:
+        """Cancel a job or all jobs of a run; the answer is how many had not ended yet."""
+        if (job_id is None) == (run is None):
+            raise InvalidRequest("cancel: give either job_id= or run=")
+
+        async def cancel(broker: Broker) -> int:
+            ids = [job_id] if job_id is not None else await broker.run_ids(str(run))
+            answers: list[str] = []
+            for start in range(0, len(ids), CANCEL_MOST):
+                answers += await broker.cancel(ids[start : start + CANCEL_MOST])
+            return sum(answer in ("cancelled", "stopping") for answer in answers)
+
+        return self._ask(cancel, "cancel")
+
+    def fleet(self) -> Pending[Fleet]:
+        """The pool's live workers and what waits for them."""
+        return self._ask(look, "fleet")
+
+    def _cancel_one(self, job_id: str) -> Pending[int]:
+        return self.cancel(job_id=job_id)
+
+    def _ask(self, question: Callable[[Broker], Any], what: str) -> Pending[Any]:
+        inner: InnerFuture[Any] = self._started().ask(question)
+        return Pending(inner, what)
+
+    def _started(self) -> Courier:
+        """The courier of this process; a forked child gets its own."""
+        courier = self._courier
+        if courier is None or courier.pid != os.getpid():
+            with self._starting:
+                if self._courier is None or self._courier.pid != os.getpid():
+                    if self._courier is not None:
+                        self._stem = secrets.token_hex(8)
+                    settings = self.settings
+                    self._courier = Courier(
+                        settings.url, settings.pool, no_worker_s=settings.no_worker_s
+                    )
+                courier = self._courier
+        return courier
+
+    def _job(self, body: Mapping[str, Any], protocol: str, options: JobOptions) -> Job:
+        courier = self._started()
+        timeout_s = options.get("timeout_s")
+        try:
+            encoded = codec.encode_json(body)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest(f"body: not JSON: {error}", param="body") from None
+        return check_job(
+            Job(
+                id=options.get("job_id") or f"{self._stem}-{next(self._count):x}",
+                body=encoded,
+                protocol=protocol,
+                lane=_checked_lane(options.get("lane", "normal")),
+                inbox=courier.inbox,
+                run=self.settings.run,
+                group=options.get("group"),
+                session=options.get("session"),
+                timeout_ms=None if timeout_s is None else max(1, int(timeout_s * 1000)),
+                min_version=options.get("min_version"),
+                max_staleness=options.get("max_staleness"),
+            )
+        )
+
+
+def _checked_lane(lane: Lane) -> Lane:
+    if lane not in ("high", "normal", "low"):
+        raise ConfigError(f"lane {lane!r}: high, normal or low", param="lane")
+    return lane
+
+
+def _prompt_field(prompt: Prompt) -> dict[str, Any]:
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    if isinstance(prompt, TokenIds) or all(isinstance(item, int) for item in prompt):
+        return {"input_ids": list(prompt)}
+    return {"messages": list(prompt)}

@@ -1,0 +1,262 @@
+"""The client's one thread of input and output: what is submitted goes out, what is finished comes in.
+
+It has an event loop and two connections: one for short calls, one that waits on the client's inbox. The inbox is only a
+wake-up; the reply key is the truth, so whatever is outstanding is also read again every few seconds and after a break.
+"""
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from producer_sdk.fleet import SEEN_MS, no_live_worker
+from protocols.errors import JobNotFound, NoLiveWorker, QueueFull, RolloutError, ServerUnavailable
+from protocols.job import Job, JobStatus, Reply
+from protocols.queue.broker import Broker
+from protocols.queue.coalesce import Coalescer
+from protocols.queue.link import Link
+
+INBOX_BLOCK_S = 2.0
+INBOX_MOST = 1000
+READ_MOST = 64
+WATCH_S = 2.5
+REREAD_MOST = 1000
+CLOSE_S = 10.0
+
+Value = TypeVar("Value")
+ReplyFuture = concurrent.futures.Future[Reply]
+
+log = logging.getLogger("rolloutq.client")
+
+
+class Outstanding:
+    """A job that somebody waits for."""
+
+    __slots__ = ("job", "waiters")
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        """Kept until its result, to be submitted again should the server lose it."""
+        self.waiters: list[ReplyFuture] = []
+
+    def answer(self, reply: Reply) -> None:
+        """Give everybody the reply."""
+        for waiter in self.waiters:
+            waiter.set_result(reply)
+
+    def fail(self, error: Exception) -> None:
+        """Give everybody the error."""
+        for waiter in self.waiters:
+            waiter.set_exception(error)
+
+
+class Courier:
+    """Carries jobs and replies of one client in one process."""
+
+    def __init__(self, url: str, pool: str, *, no_worker_s: float) -> None:
+        self._pool, self._no_worker_s = pool, no_worker_s
+        self.pid = os.getpid()
+        self.inbox = f"{self.pid}-{secrets.token_hex(6)}"
+        self._outstanding: dict[str, Outstanding] = {}
+        self._arriving: deque[tuple[Job | str, ReplyFuture]] = deque()
+        self._woken = False
+        self._closing = False
+        self._alone_since: float | None = None
+        self._collected: list[Reply] = []
+        self._url = url
+        self._loop = asyncio.new_event_loop()
+        self._started = threading.Event()
+        self._stopped: asyncio.Event
+        self._broker: Broker
+        self._enqueue: Coalescer[Job, JobStatus | RolloutError]
+        self._read: Coalescer[str, Reply | JobStatus | None]
+        self._thread = threading.Thread(target=self._run, name="rolloutq-client", daemon=True)
+        self._thread.start()
+        self._started.wait()
+
+    # called from any thread
+
+    def submit(self, job: Job) -> ReplyFuture:
+        """Send a job; the future gets its reply."""
+        return self._arrive(job)
+
+    def get(self, job_id: str) -> ReplyFuture:
+        """The reply of a job that this or another process submitted."""
+        return self._arrive(job_id)
+
+    def ask(self, question: Callable[[Broker], Awaitable[Value]]) -> "concurrent.futures.Future[Value]":
+        """Run a short question on the client's connection."""
+
+        async def asked() -> Value:
+            return await question(self._broker)
+
+        return asyncio.run_coroutine_threadsafe(asked(), self._loop)
+
+    def close(self) -> None:
+        """Send what was submitted, then end; jobs go on, their futures fail."""
+        if not self._closing:
+            self._closing = True
+            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._thread.join(CLOSE_S)
+
+    def _arrive(self, wanted: Job | str) -> ReplyFuture:
+        future: ReplyFuture = concurrent.futures.Future()
+        if self._closing:
+            raise RolloutError("this client is closed; make a new one")
+        self._arriving.append((wanted, future))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._take_in)
+        return future
+
+    # in the thread
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._carry())
+
+    async def _carry(self) -> None:
+        self._stopped = asyncio.Event()
+        writing = Link(self._url, name=f"client:{self.inbox}")
+        waiting = Link(self._url, name=f"client:{self.inbox}:inbox")
+        self._broker = Broker(writing, self._pool)
+        self._enqueue = Coalescer(self._broker.enqueue, size=lambda job: len(job.body))
+        self._read = Coalescer(self._broker.replies, size=lambda _: 0, most=READ_MOST)
+        self._started.set()
+        tasks = [
+            asyncio.create_task(self._collecting(Broker(waiting, self._pool))),
+            asyncio.create_task(self._watching()),
+        ]
+        await self._stopped.wait()
+        self._take_in()
+        await self._enqueue.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await self._tell_collected()
+        self._fail_all(RolloutError("the client was closed; client.get(job_id) asks again"))
+        await writing.close()
+        await waiting.close()
+
+    def _take_in(self) -> None:
+        self._woken = False
+        while self._arriving:
+            wanted, future = self._arriving.popleft()
+            if isinstance(wanted, Job):
+                self._send(wanted, future)
+            else:
+                self._expect(wanted, future)
+                self._look(wanted)
+
+    def _send(self, job: Job, future: ReplyFuture) -> None:
+        def told(answer: JobStatus | RolloutError | Exception) -> None:
+            if isinstance(answer, QueueFull) and not self._closing:
+                self._loop.call_later(answer.retry_after_s or 1.0, self._send, job, future)
+            elif isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                self._expect(job.id, future).job = job
+                if answer.terminal:
+                    self._look(job.id)
+
+        self._enqueue.put(job, told)
+
+    def _expect(self, job_id: str, future: ReplyFuture) -> Outstanding:
+        entry = self._outstanding.get(job_id)
+        if entry is None:
+            entry = self._outstanding[job_id] = Outstanding()
+        entry.waiters.append(future)
+        return entry
+
+    def _look(self, job_id: str) -> None:
+        """Read a job's reply key, and act on what it says."""
+
+        def told(found: Reply | JobStatus | None | Exception) -> None:
+            entry = self._outstanding.get(job_id)
+            if entry is None or isinstance(found, JobStatus):
+                return
+            if found is None and entry.job is not None:
+                self._submit_again(job_id, entry)
+                return
+            del self._outstanding[job_id]
+            if isinstance(found, Reply):
+                if entry.job is not None:
+                    self._collected.append(found)
+                entry.answer(found)
+            elif found is None:
+                entry.fail(JobNotFound(f"no job {job_id} in pool {self._pool}, or its reply has expired"))
+            else:
+                entry.fail(found)
+
+        self._read.put(job_id, told)
+
+    def _submit_again(self, job_id: str, entry: Outstanding) -> None:
+        log.warning("the server has lost job %s; submitting it again", job_id)
+        del self._outstanding[job_id]
+        assert entry.job is not None
+        for waiter in entry.waiters:
+            self._send(entry.job, waiter)
+
+    async def _collecting(self, broker: Broker) -> None:
+        while True:
+            opened = broker.link.opened
+            try:
+                finished = await broker.finished(self.inbox, most=INBOX_MOST, block_s=INBOX_BLOCK_S)
+            except ServerUnavailable as error:
+                self._fail_all(error)
+                continue
+            for job_id in finished:
+                if job_id in self._outstanding:
+                    self._look(job_id)
+            if broker.link.opened != opened:
+                self._look_again(len(self._outstanding))
+
+    async def _watching(self) -> None:
+        """Read outstanding replies again, and notice a dead fleet."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                await self._tell_collected()
+                if not self._outstanding:
+                    self._alone_since = None
+                    continue
+                self._look_again(REREAD_MOST)
+                await self._notice_dead_fleet()
+            except ServerUnavailable:
+                log.warning("no answer from the server while jobs are outstanding")
+
+    async def _tell_collected(self) -> None:
+        """Say which replies have arrived, so that the server need not keep them whole."""
+        collected, self._collected = self._collected, []
+        await self._broker.collected(collected)
+
+    def _look_again(self, most: int) -> None:
+        """Look at the outstanding jobs that were not looked at for longest."""
+        for job_id in list(self._outstanding)[:most]:
+            self._outstanding[job_id] = self._outstanding.pop(job_id)
+            self._look(job_id)
+
+    async def _notice_dead_fleet(self) -> None:
+        if await self._broker.live_workers(seen_ms=SEEN_MS):
+            self._alone_since = None
+            return
+        now = time.monotonic()
+        if self._alone_since is None:
+            self._alone_since = now
+            log.warning("%s", no_live_worker(self._pool))
+        if now - self._alone_since >= self._no_worker_s:
+            self._fail_all(NoLiveWorker(no_live_worker(self._pool)))
+
+    def _fail_all(self, error: Exception) -> None:
+        outstanding, self._outstanding = self._outstanding, {}
+        for entry in outstanding.values():
+            entry.fail(error)
+
+

@@ -1,0 +1,35 @@
+"""`python -m worker`, what `rolloutq worker` becomes."""
+
+import asyncio
+import logging
+import sys
+
+from protocols.errors import ConfigError, QueueError, RolloutError
+from worker.config import Config
+from worker.service import serve
+
+USAGE, UNREACHABLE = 2, 3
+
+
+def main() -> int:
+    """Run a worker; the exit code says what ended it."""
+    try:
+        config = Config.from_command(sys.argv[1:])
+        logging.basicConfig(
+            level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        asyncio.run(serve(config))
+    except ConfigError as error:
+        print(f"rolloutq worker: {error}", file=sys.stderr)
+        return USAGE
+    except QueueError as error:
+        print(f"rolloutq worker: {error}", file=sys.stderr)
+        return UNREACHABLE
+    except RolloutError as error:
+        print(f"rolloutq worker: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

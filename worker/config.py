@@ -1,0 +1,100 @@
+"""A worker's settings: flags of `rolloutq worker`, then `ROLLOUTQ_*` of the environment, then these defaults."""
+
+import os
+import re
+import secrets
+import socket
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from protocols.errors import ConfigError
+from protocols.queue.keys import Keys
+from protocols.queue.link import check_url
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def _default_id() -> str:
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+class Config(BaseSettings):
+    """Take jobs from a pool and generate, until SIGTERM."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ROLLOUTQ_",
+        cli_prog_name="rolloutq worker",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+    url: str = Field("redis://localhost:6379/0", description="the Redis server")
+    pool: str = Field("default", description="the pool to serve")
+    engine: Literal["torch", "scripted"] = Field("torch", description="what generates")
+    model: str = Field("smollm2", description="a directory in Hugging Face's layout, or smollm2")
+    served_model: str | None = Field(None, description="the name that a body's `model` may give")
+    worker_id: str = Field(default_factory=_default_id, description="unique in the pool")
+    slots: int = Field(8, ge=1, le=1024, description="jobs, and samples of the engine, at once")
+    lease_s: float = Field(15.0, ge=0.3, le=3600, description="a silent worker's jobs are reclaimed after it")
+    grace_s: float = Field(10.0, ge=0, le=3600, description="after SIGTERM, time for jobs to end")
+    crash_limit: int = Field(3, ge=1, le=100, description="deaths in a row that make a dead letter")
+    fail_limit: int = Field(5, ge=1, le=100, description="failures that make a dead letter")
+    backoff_s: float = Field(1.0, ge=0, le=60, description="first wait after a failure, doubled each time")
+    policy_version: int = Field(0, ge=0, description="of the weights that the worker starts with")
+    context_tokens: int | None = Field(None, ge=16, description="less than the model's own context")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="torch: of weights and KV")
+    device: str = Field("cpu", description="torch: cpu or cuda")
+    threads: int | None = Field(None, ge=1, le=1024, description="torch: CPU threads; default all cores")
+    kv_memory_bytes: int = Field(2 * 1024**3, ge=2**20, description="torch: most memory for KV")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("url")
+    @classmethod
+    def _is_redis_url(cls, url: str) -> str:
+        return _checked(url, check_url)
+
+    @field_validator("pool")
+    @classmethod
+    def _is_pool(cls, pool: str) -> str:
+        return _checked(pool, Keys)
+
+    @field_validator("worker_id")
+    @classmethod
+    def _is_id(cls, worker_id: str) -> str:
+        if not _ID.fullmatch(worker_id):
+            raise ValueError("1 to 64 of A-Z a-z 0-9 . _ -")
+        return worker_id
+
+    @field_validator("model")
+    @classmethod
+    def _is_model(cls, model: str) -> str:
+        if model != "smollm2" and ("/" in model or "\\" in model) and not Path(model).is_dir():
+            raise ValueError(f"no directory {model}")
+        return model
+
+    @classmethod
+    def from_command(cls, argv: list[str]) -> Self:
+        """From flags and environment; raises ConfigError that names the flag."""
+        source = CliSettingsSource[Config](cls, cli_parse_args=argv)
+        try:
+            return cls(_cli_settings_source=source)  # pyright: ignore[reportCallIssue]
+        except ValidationError as error:
+            problems = [
+                f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}"
+                for problem in error.errors()
+            ]
+            raise ConfigError("; ".join(problems)) from None
+
+
+def _checked(value: str, check: object) -> str:
+    try:
+        check(value)  # pyright: ignore
+    except ConfigError as error:
+        raise ValueError(error.message) from None
+    return value

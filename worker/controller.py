@@ -1,0 +1,42 @@
+"""What the pool shall do: the desired state, kept by every worker and written back where the server lost it."""
+
+import secrets
+import time
+
+FRESH_WAIT_S = 3.0
+"""How long a worker that has never seen a desired state waits for one that has, before it writes the default."""
+
+
+def default_desired() -> dict[str, str]:
+    """Serving, with the weights that the workers start with."""
+    return {
+        "gate": "open",
+        "mode": "release",
+        "memory": "loaded",
+        "weights": "0",
+        "epoch": secrets.token_hex(8),
+        "generation": "0",
+        "by": "default",
+        "at_ms": str(int(time.time() * 1000)),
+    }
+
+
+class Desired:
+    """What one worker knows of the desired state."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+        self._since = time.monotonic()
+
+    def saw(self, desired: dict[str, str]) -> None:
+        """Remember what the server has; an empty one is a loss, not a wish."""
+        if desired:
+            self._known = desired
+
+    def to_restore(self) -> dict[str, str] | None:
+        """What to write where the server has none: what was known, or after a while the default."""
+        if self._known:
+            return self._known
+        if time.monotonic() - self._since >= FRESH_WAIT_S:
+            return default_desired()
+        return None

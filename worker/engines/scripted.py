@@ -1,0 +1,200 @@
+"""The engine without a model, for tests and benchmarks: one token per UTF-8 byte, answers known beforehand.
+
+It echoes the last user text, or what the job's script says, at the pace of the script; it fails where the script says so.
+Log-probabilities are a fixed function of token and position.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+from protocols.dialects.base import MAX_TOP_LOGPROBS, Script
+from protocols.errors import EngineFailed
+from protocols.job import Segment
+from protocols.rollout_state import Logprobs, SampleParams, TokenIds
+from worker.engines.base import Call, Counters, Turn
+
+END, SYSTEM, USER, ASSISTANT, CLOSE = 256, 257, 258, 259, 260
+VOCABULARY = 261
+CONTEXT_TOKENS = 131_072
+_ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+_SPECIAL = {
+    END: b"<|end|>",
+    SYSTEM: b"<|system|>",
+    USER: b"<|user|>",
+    ASSISTANT: b"<|assistant|>",
+    CLOSE: b"<|close|>",
+}
+_NONE = TokenIds(), Logprobs()
+
+
+class ByteTokenizer:
+    """Bytes are tokens; five special ones mark turns and the end."""
+
+    longest_token_bytes = 1
+
+    def encode(self, text: str) -> TokenIds:
+        """One token per byte."""
+        return TokenIds(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Bytes as UTF-8; special tokens as their names, or left out."""
+        if not any(token_id > 255 for token_id in ids):
+            return bytes(ids).decode(errors="replace")
+        kept = (i for i in ids if i < 256 or not skip_special_tokens)
+        return b"".join(self.token_bytes(i) for i in kept).decode(errors="replace")
+
+    def render(self, turns: Sequence[Turn]) -> TokenIds:
+        """Each turn between its role's mark and a closing one."""
+        ids = TokenIds()
+        for turn in turns:
+            ids.append(_ROLES[turn["role"]])
+            ids.extend(turn["content"].encode())
+            ids.append(CLOSE)
+        ids.append(ASSISTANT)
+        return ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The byte, or the special token's name."""
+        return _SPECIAL.get(token_id) or bytes((token_id,))
+
+
+class ScriptedEngine:
+    """See the module."""
+
+    name = "scripted"
+    model = "scripted"
+    context_tokens = CONTEXT_TOKENS
+    vocabulary = VOCABULARY
+    capabilities = frozenset({*SampleParams.__struct_fields__, "script"})
+
+    def __init__(self, *, policy_version: int = 0) -> None:
+        self.tokenizer = ByteTokenizer()
+        self.policy_version = policy_version
+        self.running_samples = 0
+        self.generated_tokens = 0
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+    def generate(self, call: Call) -> "ScriptedGeneration":
+        """Begin a call; it never waits for a slot."""
+        return ScriptedGeneration(self, call)
+
+    def counters(self) -> Counters:
+        """What runs and what was drawn."""
+        return Counters(
+            running_samples=self.running_samples,
+            waiting_samples=0,
+            forwarded_tokens=0,
+            generated_tokens=self.generated_tokens,
+        )
+
+
+class ScriptedGeneration:
+    """One call: every sample says the same, token by token, when each is due."""
+
+    def __init__(self, engine: ScriptedEngine, call: Call) -> None:
+        self._engine, self._params = engine, call.params
+        self._script = call.script or Script()
+        answer = self._script.text.encode() if self._script.text is not None else _echo(call)
+        most = call.params.max_tokens or CONTEXT_TOKENS
+        self._ids = TokenIds([*answer, END][:most])
+        self._reason = "stop" if most > len(answer) else "length"
+        self._open = set(range(call.params.n))
+        self._drawn = 0
+        self._changed = asyncio.Event()
+        self._begun_s = asyncio.get_running_loop().time()
+        engine.running_samples += len(self._open)
+
+    def __aiter__(self) -> AsyncIterator[Segment]:
+        return self._segments()
+
+    def stop(self, index: int) -> None:
+        """End one sample."""
+        if index in self._open:
+            self._open.discard(index)
+            self._engine.running_samples -= 1
+            self._changed.set()
+
+    def close(self) -> None:
+        """End all."""
+        for index in list(self._open):
+            self.stop(index)
+
+    async def _segments(self) -> AsyncIterator[Segment]:
+        while self._open:
+            due = await self._until_due()
+            start, ids = self._drawn, self._ids[self._drawn : due]
+            self._drawn = due
+            last = due == len(self._ids)
+            for index in sorted(self._open):
+                if index in self._open:
+                    yield self._segment(index, start, TokenIds(ids), last=last)
+            if last:
+                self.close()
+            self._break_if_told()
+
+    def _segment(self, index: int, start: int, ids: TokenIds, *, last: bool) -> Segment:
+        self._engine.generated_tokens += len(ids)
+        wide = self._params.top_logprobs
+        return Segment(
+            index=index,
+            start=start,
+            token_ids=ids,
+            logprobs=Logprobs(_logprob(token_id, start + at) for at, token_id in enumerate(ids)),
+            top_ids=TokenIds((i + k) % VOCABULARY for i in ids for k in range(wide)),
+            top_logprobs=Logprobs(
+                _logprob(i, start + at) - k for at, i in enumerate(ids) for k in range(wide)
+            ),
+            policy_version=self._engine.policy_version,
+            finish_reason=self._reason if last else None,
+        )
+
+    async def _until_due(self) -> int:
+        """How many tokens are due, at least one more than were drawn, but none past a failure."""
+        pace_s = self._script.ms_per_token / 1000
+        end = len(self._ids)
+        if self._script.fail is not None:
+            end = min(end, max(self._script.at_token, self._drawn))
+        if pace_s == 0 or end == self._drawn:
+            return end
+        loop = asyncio.get_running_loop()
+        wake_at = self._begun_s + (self._drawn + 1) * pace_s
+        await self._pause(wake_at - loop.time())
+        return min(end, max(self._drawn + 1, int((loop.time() - self._begun_s) / pace_s)))
+
+    async def _pause(self, seconds: float | None) -> None:
+        """Sleep, unless a sample is ended from outside."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    def _break_if_told(self) -> None:
+        if self._script.fail is None or self._drawn < self._script.at_token or not self._open:
+            return
+        if self._script.fail == "error":
+            raise EngineFailed(f"the script fails at token {self._drawn}")
+        if self._script.fail == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _echo(call: Call) -> bytes:
+    """The last user turn of the prompt, or all of it where it has no turns."""
+    ids = call.prompt_ids.tolist()
+    if USER not in ids:
+        return bytes(i for i in ids if i < 256)
+    last = len(ids) - ids[::-1].index(USER)
+    return bytes(i for i in ids[last : ids.index(CLOSE, last)] if i < 256)
+
+
+def _logprob(token_id: int, position: int) -> float:
+    return -((token_id * 31 + position * 17) % 64 + 1) / 32

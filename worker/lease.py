@@ -1,0 +1,158 @@
+"""Leases held, and what keeps them: a thread with a connection of its own, which generation cannot block.
+
+It renews the leases and passes on the orders that come back, says that the worker lives, and sweeps the pool.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from protocols.queue.broker import Broker, Lease, Renewal
+from protocols.queue.link import Link
+from worker.controller import Desired
+
+BEAT_S = 2.0
+WORKER_TTL_S = 600
+SWEEP_S = 1.0
+SWEEP_JOBS = 200
+ORPHANS_EVERY_S = 10.0
+JOIN_S = 5.0
+
+log = logging.getLogger("rolloutq.lease")
+
+
+class Contact:
+    """How long the server has been there without a gap; only after a whole lease of it may anything be reclaimed.
+
+    After an outage or a failover every lease looks expired, although its holder lives and could not say so.
+    """
+
+    def __init__(self, lease_s: float) -> None:
+        self._lease_s = lease_s
+        self._since = self._last = time.monotonic()
+        self._opened = 0
+
+    def seen(self, opened: int) -> None:
+        """The server has answered on a link that was opened so many times."""
+        now = time.monotonic()
+        if now - self._last > self._lease_s / 3 or opened != self._opened:
+            self._since = now
+        self._last, self._opened = now, opened
+
+    @property
+    def whole_lease(self) -> bool:
+        """Whether a whole lease has passed."""
+        return time.monotonic() - self._since >= self._lease_s
+
+
+class LeaseKeeper:
+    """Keeps one worker's leases from a thread."""
+
+    def __init__(
+        self,
+        url: str,
+        pool: str,
+        worker: str,
+        *,
+        lease_s: float,
+        crash_limit: int,
+        facts: Callable[[], dict[str, str | int]],
+        obey: Callable[[Lease, Renewal], None],
+        broken: Callable[[Exception], None],
+    ) -> None:
+        """`facts` tells what the heartbeat shows. `obey` and `broken` are called from the thread."""
+        self._url, self._pool, self._worker = url, pool, worker
+        self._lease_s, self._crash_limit = lease_s, crash_limit
+        self._facts, self._obey, self._broken = facts, obey, broken
+        self._held: dict[str, Lease] = {}
+        self._desired = Desired()
+        self._stop: Callable[[], None] = lambda: None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the first heartbeat goes out at once."""
+        self._thread.start()
+        self._ready.wait(JOIN_S)
+
+    def close(self) -> None:
+        """End the thread; leases still held run out."""
+        self._stop()
+        self._thread.join(JOIN_S)
+
+    def hold(self, lease: Lease) -> None:
+        """Renew this lease from now on."""
+        self._held[lease.job_id] = lease
+
+    def drop(self, lease: Lease) -> None:
+        """Renew it no longer."""
+        self._held.pop(lease.job_id, None)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._keep())
+        except Exception as error:  # noqa: BLE001 - a worker without a keeper must not go on: it is told
+            self._broken(error)
+
+    async def _keep(self) -> None:
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._stop = lambda: loop.call_soon_threadsafe(stopped.set)
+        link = Link(self._url, name=f"{self._worker}:keeper", outage_s=24 * 3600.0)
+        broker, contact = Broker(link, self._pool), Contact(self._lease_s)
+        self._ready.set()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                kept = [
+                    tasks.create_task(self._renewing(broker)),
+                    tasks.create_task(self._beating(broker, contact)),
+                    tasks.create_task(self._sweeping(broker, contact)),
+                ]
+                await stopped.wait()
+                for task in kept:
+                    task.cancel()
+        finally:
+            await link.close()
+
+    async def _renewing(self, broker: Broker) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            leases = list(self._held.values())
+            if not leases:
+                continue
+            pairs = [(lease.job_id, lease.fence) for lease in leases]
+            for lease, answer in zip(
+                leases, await broker.renew(pairs, lease_ms=int(self._lease_s * 1000)), strict=True
+            ):
+                if answer != "held" and self._held.get(lease.job_id) is lease:
+                    self._obey(lease, answer)
+
+    async def _beating(self, broker: Broker, contact: Contact) -> None:
+        while True:
+            _, seen = await broker.beat(
+                self._worker,
+                self._facts(),
+                ttl_ms=WORKER_TTL_S * 1000,
+                desired=self._desired.to_restore(),
+            )
+            contact.seen(broker.link.opened)
+            self._desired.saw(seen)
+            await asyncio.sleep(min(BEAT_S, self._lease_s / 6))
+
+    async def _sweeping(self, broker: Broker, contact: Contact) -> None:
+        orphans_at = time.monotonic() + ORPHANS_EVERY_S
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            look = time.monotonic() >= orphans_at
+            if look:
+                orphans_at = time.monotonic() + ORPHANS_EVERY_S
+            swept = await broker.sweep(
+                most=SWEEP_JOBS,
+                crash_limit=self._crash_limit,
+                reclaim=contact.whole_lease,
+                orphan_ms=int(2000 * self._lease_s) if look else 0,
+            )
+            if swept.reclaimed or swept.dead or swept.orphans:
+                log.warning("swept: %s", swept._asdict())

@@ -1,0 +1,99 @@
+"""Every way an attempt can end, and what each does to the job.
+
+The set is closed: `run_job` turns whatever happens, a crash of ours included, into one of these, and `settle` maps each
+to one step of the queue. A job gets exactly one terminal reply; a lost lease writes nothing.
+"""
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import TypeAlias, assert_never
+
+import msgspec
+
+
+from protocols.errors import RolloutError
+from protocols.job import JobStatus
+from protocols.queue.broker import Broker, Ending, Failure, Lease
+from protocols.queue.coalesce import Coalescer
+
+log = logging.getLogger("rolloutq.outcome")
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """Generated and answered."""
+
+    body: bytes
+    state: bytes
+    policy_version: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A terminal reply without an answer: refused, cancelled, expired."""
+
+    status: JobStatus
+    error: RolloutError
+    body: bytes
+    """The error in the job's dialect."""
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """The attempt failed; another may succeed."""
+
+    error: RolloutError
+
+
+class HandedBack(msgspec.Struct, frozen=True):
+    """The worker gives the job to another."""
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """The lease went to somebody else: whatever this attempt made is void."""
+
+
+Outcome: TypeAlias = Completed | Ended | Retried | HandedBack | Lost
+
+
+class Settler:
+    """Writes outcomes; those of many jobs travel together."""
+
+    def __init__(self, broker: Broker, *, fail_limit: int, backoff_s: float) -> None:
+        self._broker = broker
+        self._fail_limit = fail_limit
+        self._backoff_s = backoff_s
+        self._finish = Coalescer(broker.finish, size=lambda end: len(end.body) + len(end.state))
+        self._fail = Coalescer(self._fail_batch, size=lambda failure: len(failure.message))
+        self._release = Coalescer(broker.release, size=lambda _: 0)
+
+    async def settle(self, lease: Lease, outcome: Outcome) -> None:
+        """Write what an attempt's end means to its job."""
+        job_id, fence = lease.job_id, lease.fence
+        match outcome:
+            case Completed(body, state, version):
+                kept = await self._finish.answer(
+                    Ending(job_id, fence, JobStatus.COMPLETED, 200, body, state, "", version)
+                )
+            case Ended(status, error, body):
+                kept = await self._finish.answer(
+                    Ending(job_id, fence, status, error.http_status, body, error=error.code)
+                )
+            case Retried(error):
+                delay_ms = int(random.uniform(0, self._backoff_s) * 1000 * 2 ** (lease.attempt - 1))
+                retrial = await self._fail.answer(Failure(job_id, fence, delay_ms, error.message))
+                kept = retrial != "lost"
+            case HandedBack():
+                kept = await self._release.answer((job_id, fence))
+            case Lost():
+                kept = False
+            case _:
+                assert_never(outcome)
+        if not kept:
+            log.warning("job %s: the lease of attempt %s was lost", job_id, fence)
+
+    async def _fail_batch(self, failures: Sequence[Failure]) -> Sequence[str]:
+        return await self._broker.fail(failures, limit=self._fail_limit)
+
+    async def close(self) -> None:
+        """Wait until everything is written."""
+        for coalescer in (self._finish, self._fail, self._release):
+            await coalescer.close()

@@ -1,0 +1,147 @@
+"""One job, from its lease to its outcome. Read `_generate_answer` top to bottom.
+
+Every job gets exactly one terminal reply. This module holds the only `except Exception` of the path: whatever a step
+raises becomes an outcome. Cancellation passes through.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Literal, assert_never
+
+
+
+from protocols import codec
+from protocols.dialects import Dialect, dialect_of
+from protocols.dialects.base import Answer, Normal
+from protocols.errors import Cancelled, DeadlineExceeded, EngineFailed, JobError, RolloutError
+from protocols.job import JobStatus
+from protocols.queue.broker import Lease, job_of, protocol_of
+from protocols.rollout_state import RolloutState
+from worker.engines.base import Call, Engine, Generation
+from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
+from worker.parse import Sample
+from worker.render import check, render
+
+Order = Literal["cancel", "expire", "lost", "hand back"]
+"""Why an attempt shall end before its generation does."""
+
+log = logging.getLogger("rolloutq.pipeline")
+
+
+class Interrupted(Exception):  # noqa: N818 - it is an order, not an error
+    """An order ended the generation."""
+
+
+class Attempt:
+    """One lease of a job on its way through the pipeline; orders reach it here."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.order: Order | None = None
+        self._generation: Generation | None = None
+
+    def give(self, order: Order) -> None:
+        """End the attempt: at once where it generates, else before it would begin to. The first order counts."""
+        self.order = self.order or order
+        if self._generation is not None:
+            self._generation.close()
+
+    async def draw(self, engine: Engine, call: Call) -> list[Sample]:
+        """Generate; raises Interrupted where an order came first."""
+        samples = [Sample(call.params, engine.tokenizer) for _ in range(call.params.n)]
+        if self.order is None:
+            generation = self._generation = engine.generate(call)
+            try:
+                async for segment in generation:
+                    if samples[segment.index].add(segment):
+                        generation.stop(segment.index)
+            finally:
+                generation.close()
+        if self.order is not None:
+            raise Interrupted
+        if any(sample.finish_reason is None for sample in samples):
+            raise EngineFailed("the engine ended a sample without a reason")
+        return samples
+
+
+async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
+    """What becomes of one attempt."""
+    lease = attempt.lease
+    timer = None
+    if lease.left_ms is not None:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(lease.left_ms / 1000, attempt.give, "expire")
+    try:
+        return await _generate_answer(attempt, engine, pool)
+    except Interrupted:
+        return _obeyed(attempt)
+    except RolloutError as error:
+        return _failed(lease, error)
+    except Exception:  # the one place where a fault of ours or of an engine becomes an outcome
+        log.exception("job %s: attempt %s broke", lease.job_id, lease.attempt)
+        return Retried(EngineFailed("the worker broke on this job; its log tells why"))
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+async def _generate_answer(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
+    job = job_of(attempt.lease)
+    dialect = dialect_of(job.protocol)
+    normal = dialect.normalize(job.body)
+    check(normal, engine, pool)
+    prompt, call = await render(normal, job, engine)
+    samples = await attempt.draw(engine, call)
+    states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
+    return _answer(attempt.lease, dialect, normal, states, engine)
+
+
+def _answer(
+    lease: Lease, dialect: Dialect, normal: Normal, states: tuple[RolloutState, ...], engine: Engine
+) -> Completed:
+    answer = Answer(
+        job_id=lease.job_id,
+        model=normal.model or engine.model,
+        created_s=int(time.time()),
+        states=states,
+        ignored=normal.ignored,
+        attempts=lease.attempt,
+        context_tokens=engine.context_tokens,
+        token_bytes=engine.tokenizer.token_bytes,
+    )
+    return Completed(
+        body=dialect.respond(answer),
+        state=codec.pack_states(states),
+        policy_version=max(version for state in states for version, _ in state.policy_versions),
+    )
+
+
+def _obeyed(attempt: Attempt) -> Outcome:
+    job_id = attempt.lease.job_id
+    match attempt.order:
+        case "cancel":
+            return _ended(attempt.lease, JobStatus.CANCELLED, Cancelled(f"job {job_id} was cancelled"))
+        case "expire":
+            error = DeadlineExceeded(f"the deadline of job {job_id} passed while it was generated")
+            return _ended(attempt.lease, JobStatus.EXPIRED, error)
+        case "hand back":
+            return HandedBack()
+        case "lost" | None:
+            return Lost()
+        case _:
+            assert_never(attempt.order)
+
+
+def _failed(lease: Lease, error: RolloutError) -> Outcome:
+    if isinstance(error, JobError) and error.retryable:
+        return Retried(error)
+    return _ended(lease, JobStatus.FAILED, error)
+
+
+def _ended(lease: Lease, status: JobStatus, error: RolloutError) -> Ended:
+    try:
+        dialect = dialect_of(protocol_of(lease))
+    except RolloutError:
+        dialect = dialect_of("openai.chat")
+    return Ended(status, error, dialect.error(error, lease.job_id))

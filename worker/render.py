@@ -1,0 +1,98 @@
+"""From the normal form to what an engine takes: token ids, and parameters without open ends."""
+
+import asyncio
+import hashlib
+
+from msgspec.structs import replace
+
+from protocols.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedOption
+from protocols.dialects.base import Normal
+from protocols.job import Job
+from protocols.rollout_state import RolloutState, SampleParams, TokenIds
+from worker.engines.base import Call, Engine, Turn
+
+THREAD_BYTES = 64 * 1024
+"""A longer prompt is tokenized beside the event loop."""
+_NEUTRAL = SampleParams()
+
+
+def check(normal: Normal, engine: Engine, pool: str) -> None:
+    """Refuse what this engine cannot honour, before any work."""
+    if normal.model not in (None, "", engine.model, pool):
+        raise ModelNotFound(
+            f"`model`: {normal.model[:80]!r} is not served here; pool {pool} serves {engine.model!r}",
+            param="model",
+        )
+    params = normal.state.sample_params
+    for name in SampleParams.__struct_fields__:
+        if getattr(params, name) != getattr(_NEUTRAL, name) and name not in engine.capabilities:
+            raise UnsupportedOption(f"`{name}`: engine {engine.name} cannot honour it", param=name)
+    if normal.options.script and "script" not in engine.capabilities:
+        raise UnsupportedOption(
+            f"`rollout.script`: engine {engine.name} runs no scripts; the scripted engine does",
+            param="rollout.script",
+        )
+    if params.max_tokens is not None and params.max_tokens > engine.context_tokens:
+        raise InvalidRequest(
+            f"`max_tokens`: {params.max_tokens}; the model's context is {engine.context_tokens} tokens",
+            param="max_tokens",
+        )
+    for token_id in (*params.stop_token_ids, max(normal.state.prompt_ids, default=0)):
+        if token_id >= engine.vocabulary:
+            raise InvalidRequest(
+                f"token id {token_id}: the vocabulary ends at {engine.vocabulary - 1}",
+                param="input_ids" if normal.state.prompt_ids else "stop_token_ids",
+            )
+
+
+async def render(normal: Normal, job: Job, engine: Engine) -> tuple[RolloutState, Call]:
+    """The rollout state with its prompt as token ids, and the call; raises ContextLengthExceeded."""
+    state, context = normal.state, engine.context_tokens
+    size = _text_bytes(state)
+    if size > context * engine.tokenizer.longest_token_bytes:
+        raise _too_long(f"{size} bytes", context)
+    tokenize = asyncio.to_thread(_prompt_ids, state, engine) if size > THREAD_BYTES else None
+    prompt_ids = await tokenize if tokenize else _prompt_ids(state, engine)
+    room = context - len(prompt_ids)
+    if room <= 0:
+        raise _too_long(f"{len(prompt_ids)} tokens", context)
+    if not prompt_ids:
+        raise InvalidRequest("`prompt`: it has no tokens", param="prompt")
+    params = state.sample_params
+    seed = seed_of(job.id) if params.sampling_seed is None else params.sampling_seed
+    params = replace(params, max_tokens=min(params.max_tokens or room, room), sampling_seed=seed)
+    state = replace(
+        state,
+        prompt_ids=prompt_ids,
+        sample_params=params,
+        group_id=job.group or normal.options.group or job.id,
+        session_id=job.session or normal.options.session,
+    )
+    return state, Call(prompt_ids=prompt_ids, params=params, script=normal.options.script)
+
+
+def seed_of(job_id: str) -> int:
+    """A seed of 63 bits for a job that names none: every attempt draws the same."""
+    return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest()) >> 1
+
+
+def _prompt_ids(state: RolloutState, engine: Engine) -> TokenIds:
+    if state.prompt_ids:
+        return state.prompt_ids
+    if state.prompt is not None:
+        return engine.tokenizer.encode(state.prompt)
+    return engine.tokenizer.render(
+        [Turn(role=m.role, content="".join(b.text for b in m.content)) for m in state.message]
+    )
+
+
+def _text_bytes(state: RolloutState) -> int:
+    texts = [block.text for message in state.message for block in message.content]
+    return sum(map(len, texts)) + len(state.prompt or "")
+
+
+def _too_long(size: str, context: int) -> ContextLengthExceeded:
+    return ContextLengthExceeded(
+        f"the prompt has {size}; the model's context of {context} tokens leaves no room for an answer",
+        param="messages",
+    )

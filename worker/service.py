@@ -1,0 +1,133 @@
+"""A worker's life: prepare the pool, load the engine, serve, and leave cleanly when told to."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from functools import partial
+
+from protocols.queue.broker import Broker
+from protocols.queue.link import Link
+from worker.config import Config
+from worker.consumer import Consumer
+from worker.engines import build
+from worker.engines.base import Engine
+from worker.lease import LeaseKeeper
+from worker.outcome import Settler
+from worker.pipeline import run_job
+
+log = logging.getLogger("rolloutq.worker")
+
+
+class Service:
+    """One worker in one process."""
+
+    def __init__(self, config: Config, engine: Engine | None = None) -> None:
+        self.config = config
+        self.engine = engine or build(config)
+        self.state = "starting"
+        self._started_ms = int(time.time() * 1000)
+        self._leave = asyncio.Event()
+        self._failure: Exception | None = None
+
+    async def run(self) -> None:
+        """Serve until `stop`; raises what broke the worker, if something did."""
+        config = self.config
+        blocking = Link(config.url, name=f"{config.worker_id}:taker")
+        writing = Link(config.url, name=f"{config.worker_id}:writer")
+        broker = Broker(writing, config.pool)
+        settler = Settler(broker, fail_limit=config.fail_limit, backoff_s=config.backoff_s)
+        consumer = Consumer(
+            Broker(blocking, config.pool),
+            config.worker_id,
+            settler,
+            partial(run_job, engine=self.engine, pool=config.pool),
+            slots=config.slots,
+            lease_s=config.lease_s,
+            policy_version=lambda: self.engine.policy_version,
+        )
+        keeper = self._keeper(consumer)
+        try:
+            await broker.prepare()
+            keeper.start()
+            await self.engine.start()
+            self.state = "serving"
+            log.info("worker %s serves pool %s", config.worker_id, config.pool)
+            await self._serve(consumer)
+        finally:
+            self.state = "stopped"
+            await settler.close()
+            keeper.close()
+            await broker.leave(config.worker_id)
+            await self.engine.close()
+            await blocking.close()
+            await writing.close()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve(self, consumer: Consumer) -> None:
+        taking = asyncio.create_task(consumer.run())
+        leaving = asyncio.create_task(self._leave.wait())
+        await asyncio.wait([taking, leaving], return_when=asyncio.FIRST_COMPLETED)
+        self.state = "draining"
+        leaving.cancel()
+        if taking.done():
+            self._failure = self._failure or _exception_of(taking)
+        taking.cancel()
+        await asyncio.wait([taking])
+        await consumer.drain(self.config.grace_s)
+
+    def stop(self) -> None:
+        """Take no more, finish what ends within the grace, hand the rest back."""
+        self._leave.set()
+
+    def _keeper(self, consumer: Consumer) -> LeaseKeeper:
+        loop = asyncio.get_running_loop()
+
+        def broken(error: Exception) -> None:
+            self._failure = error
+            self.stop()
+
+        keeper = LeaseKeeper(
+            self.config.url,
+            self.config.pool,
+            self.config.worker_id,
+            lease_s=self.config.lease_s,
+            crash_limit=self.config.crash_limit,
+            facts=partial(self._facts, consumer),
+            obey=lambda lease, order: loop.call_soon_threadsafe(consumer.obey, lease, order),
+            broken=lambda error: loop.call_soon_threadsafe(broken, error),
+        )
+        consumer.keeper = keeper
+        return keeper
+
+    def _facts(self, consumer: Consumer) -> dict[str, str | int]:
+        return {
+            "state": self.state,
+            "engine": self.engine.name,
+            "model": self.engine.model,
+            "policy_version": self.engine.policy_version,
+            "slots": self.config.slots,
+            "running_jobs": consumer.running,
+            "finished_jobs": consumer.finished_jobs,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started_ms": self._started_ms,
+            **self.engine.counters(),
+        }
+
+
+def _exception_of(task: asyncio.Task[None]) -> Exception | None:
+    error = task.exception()
+    return error if isinstance(error, Exception) else None
+
+
+async def serve(config: Config) -> None:
+    """Run a worker until SIGTERM or SIGINT."""
+    service = Service(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    await service.run()
