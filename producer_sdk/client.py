@@ -4,8 +4,7 @@ import itertools
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future as InnerFuture
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
 
@@ -73,7 +72,9 @@ class Client:
         Connects when first used. Raises ConfigError where a setting is wrong.
         """
         given = {"url": url, "pool": pool, "run": run, "no_worker_s": no_worker_s}
-        self.settings = Settings(**{k: v for k, v in given.items() if v is not None})
+        self.settings = Settings().model_copy(
+            update={name: value for name, value in given.items() if value is not None}
+        )
         check_url(self.settings.url)
         Keys(self.settings.pool)
         self._reset()
@@ -95,7 +96,10 @@ class Client:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -103,7 +107,10 @@ class Client:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -124,8 +131,8 @@ class Client:
     ) -> Future[Reply]:
         """Enqueue a request body in its dialect.
 
-        The same `job_id` with the same body is the same job, however often it is submitted. Raises InvalidRequest or
-        BodyTooLarge at once; whatever else is wrong stands in the reply.
+        The same `job_id` with the same body is the same job, however often it is submitted. Raises
+        InvalidRequest or BodyTooLarge at once; whatever else is wrong stands in the reply.
         """
         job = self._job(body, protocol, options)
         return Future(self._started().submit(job), job.id, self._cancel_one)
@@ -210,9 +217,8 @@ class Client:
     def _cancel_one(self, job_id: str) -> Pending[int]:
         return self.cancel(job_id=job_id)
 
-    def _ask(self, question: Callable[[Broker], Any], what: str) -> Pending[Any]:
-        inner: InnerFuture[Any] = self._started().ask(question)
-        return Pending(inner, what)
+    def _ask(self, question: Callable[[Broker], Awaitable[Value]], what: str) -> Pending[Value]:
+        return Pending(self._started().ask(question), what)
 
     def _started(self) -> Courier:
         """The courier of this process; a forked child gets its own."""

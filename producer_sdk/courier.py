@@ -1,7 +1,8 @@
 """The client's one thread of input and output: what is submitted goes out, what is finished comes in.
 
-It has an event loop and two connections: one for short calls, one that waits on the client's inbox. The inbox is only a
-wake-up; the reply key is the truth, so whatever is outstanding is also read again every few seconds and after a break.
+It has an event loop and two connections: one for short calls, one that waits on the client's inbox.
+The inbox is only a wake-up; the reply key is the truth, so whatever is outstanding is also read
+again every few seconds and after a break.
 """
 
 import asyncio
@@ -90,7 +91,9 @@ class Courier:
         """The reply of a job that this or another process submitted."""
         return self._arrive(job_id)
 
-    def ask(self, question: Callable[[Broker], Awaitable[Value]]) -> "concurrent.futures.Future[Value]":
+    def ask(
+        self, question: Callable[[Broker], Awaitable[Value]]
+    ) -> "concurrent.futures.Future[Value]":
         """Run a short question on the client's connection."""
 
         async def asked() -> Value:
@@ -178,7 +181,7 @@ class Courier:
     def _look(self, job_id: str) -> None:
         """Read a job's reply key, and act on what it says."""
 
-        def told(found: Reply | JobStatus | None | Exception) -> None:
+        def told(found: Reply | JobStatus | Exception | None) -> None:
             entry = self._outstanding.get(job_id)
             if entry is None or isinstance(found, JobStatus):
                 return
@@ -191,7 +194,9 @@ class Courier:
                     self._collected.append(found)
                 entry.answer(found)
             elif found is None:
-                entry.fail(JobNotFound(f"no job {job_id} in pool {self._pool}, or its reply has expired"))
+                entry.fail(
+                    JobNotFound(f"no job {job_id} in pool {self._pool}, or its reply has expired")
+                )
             else:
                 entry.fail(found)
 
@@ -258,5 +263,3 @@ class Courier:
         outstanding, self._outstanding = self._outstanding, {}
         for entry in outstanding.values():
             entry.fail(error)
-
-

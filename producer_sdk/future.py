@@ -37,7 +37,7 @@ class Pending(Generic[Value]):
         """The error that stands for the answer, if one does."""
         return self._inner.exception(timeout)
 
-    def add_done_callback(self, call: Callable[["Pending[Value]"], None]) -> None:
+    def add_done_callback(self, call: Callable[["Pending[Value]"], object]) -> None:
         """Call once with this when the answer is there, from the client's own thread or at once."""
         self._inner.add_done_callback(lambda _: call(self))
 

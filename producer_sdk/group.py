@@ -9,7 +9,8 @@ from protocols.rollout_state import RolloutState, TokenIds
 class Group(msgspec.Struct, frozen=True):
     """What `Client.sample` gives: `n` samples, each with its own status.
 
-    A failed job gives `n` samples with a status and `error_msg`, never an empty text that looks like an answer.
+    A failed job gives `n` samples with a status and `error_msg`, never an empty text that looks
+    like an answer.
     """
 
     job_id: str

@@ -1,7 +1,8 @@
 """Bytes to and from what travels: the one place that knows the wire.
 
-JSON is the dialects' own; rollout states are msgpack, with token ids as little-endian u32 and log-probabilities as
-little-endian f32. Samples after the first leave out the prompt, which equals the first's.
+JSON is the dialects' own; rollout states are msgpack, with token ids as little-endian u32 and
+log-probabilities as little-endian f32. Samples after the first leave out the prompt, which equals
+the first's.
 """
 
 import re
@@ -15,19 +16,33 @@ from protocols.errors import InvalidRequest
 from protocols.rollout_state import Logprobs, RolloutState, TokenIds
 
 JOB_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
+MAX_NAMED_CHARS = 256
+"""An error repeats no more of what a client sent."""
 Parsed = TypeVar("Parsed")
+_ABSENT = re.compile(
+    r"Object (?P<fault>missing required|contains unknown) field `(?P<field>.*)`", re.DOTALL
+)
+
+
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error
 
 
 def _to_wire(value: object) -> bytes:
     if isinstance(value, TokenIds | Logprobs):
-        if sys.byteorder == "big":
-            value = type(value)(value)
-            value.byteswap()
-        return value.tobytes()
+        if sys.byteorder == "little":
+            return value.tobytes()
+        swapped = value[:]
+        swapped.byteswap()
+        return swapped.tobytes()
     raise NotImplementedError(f"{type(value).__name__} does not travel")
 
 
-def _from_wire(kind: type, value: Any) -> TokenIds | Logprobs:
+def _from_wire(kind: type, value: bytes) -> TokenIds | Logprobs:
     if kind is TokenIds or kind is Logprobs:
         return kind.from_bytes(value)
     raise NotImplementedError(f"{kind.__name__} does not travel")
@@ -36,6 +51,7 @@ def _from_wire(kind: type, value: Any) -> TokenIds | Logprobs:
 _pack = msgspec.msgpack.Encoder(enc_hook=_to_wire)
 _unpack = msgspec.msgpack.Decoder(tuple[RolloutState, ...], dec_hook=_from_wire)
 _encode = msgspec.json.Encoder()
+_decode_error = msgspec.json.Decoder(_ErrorBody)
 _decode_object = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -72,19 +88,35 @@ def decode_json(data: bytes) -> dict[str, Any]:
     return _decode_object.decode(data)
 
 
-def parse_json(decoder: msgspec.json.Decoder[Parsed], body: bytes) -> Parsed:
-    """Decode a job's body; what does not fit is an InvalidRequest that names the field.
+def error_message(body: bytes) -> str | None:
+    """What an error body says, in whichever dialect; None where it says nothing."""
+    try:
+        return _decode_error.decode(body).error.message
+    except msgspec.DecodeError:
+        return None
 
-    msgspec's messages end in ``- at `$.path` ``: the path is the field at fault.
-    """
+
+def parse_json(decoder: msgspec.json.Decoder[Parsed], body: bytes) -> Parsed:
+    """Decode a job's body; raises InvalidRequest, which names the field at fault and its limit."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$")
-        unknown = re.search(r"unknown field `([^`]*)`", problem)
-        inside = path.rstrip("`").lstrip(".")
-        field = ".".join(part for part in (inside, unknown and unknown[1]) if part)
-        where = f"`{field}`: " if field else "body: "
-        raise InvalidRequest(where + problem, param=field or None) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"body: not valid JSON: {error}") from None
+        raise _misfit(str(error)) from None
+    except RecursionError:
+        raise InvalidRequest("body: not valid JSON: nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        # The decoder says "truncated" of a high surrogate without its partner as well.
+        hint = ", or a lone surrogate is in a string" if "truncated" in str(error) else ""
+        raise InvalidRequest(f"body: not valid JSON: {error}{hint}") from None
+
+
+def _misfit(told: str) -> InvalidRequest:
+    """From the decoder's message, which ends in ``- at `$.path` `` of the field or its parent."""
+    problem, _, inside = told.partition(" - at `$")
+    parts = [inside.rstrip("`").lstrip(".")]
+    if absent := _ABSENT.match(problem):
+        parts.append(absent["field"])
+        problem = "required" if absent["fault"] == "missing required" else "unknown field"
+    field = ".".join(filter(None, parts))[:MAX_NAMED_CHARS]
+    where = f"`{field}`" if field else "body"
+    return InvalidRequest(f"{where}: {problem[:MAX_NAMED_CHARS]}", param=field or None)

@@ -24,8 +24,8 @@
     ├── ResultTimeout           504  the wait ended, the job goes on
     └── ConfigError             400  a setting is wrong
 
-A message says what was wrong, why, and what to do. It travels to clients: it never carries a secret, a path or a
-traceback. Every error can be pickled.
+A message says what was wrong, why, and what to do. It travels to clients: it never carries a
+secret, a path or a traceback. Every error can be pickled.
 """
 
 from typing import ClassVar
@@ -34,7 +34,8 @@ from typing import ClassVar
 class RolloutError(Exception):
     """Base of all errors of this project.
 
-    `param` names the field at fault, as in OpenAI's error body. `retry_after_s` is set where waiting helps.
+    `param` names the field at fault, as in OpenAI's error body. `retry_after_s` is set where
+    waiting helps.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -53,12 +54,13 @@ class RolloutError(Exception):
 class RequestError(RolloutError):
     """The job itself is at fault."""
 
-    code = "invalid_request"
     http_status = 400
 
 
 class InvalidRequest(RequestError):
     """A field of the body or of the job is wrong."""
+
+    code = "invalid_request"
 
 
 class UnsupportedOption(RequestError):

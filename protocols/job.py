@@ -132,6 +132,5 @@ class Reply(msgspec.Struct, frozen=True, dict=True):
 
     def exception(self) -> RolloutError:
         """The error that ended the job, with the message that its body carries."""
-        described = self.response.get("error")
-        told = described.get("message") if isinstance(described, dict) else None
-        return error_of(self.error or "", str(told or f"job {self.job_id} ended {self.status}"))
+        told = codec.error_message(self.body) or f"job {self.job_id} ended {self.status}"
+        return error_of(self.error or "", told)

@@ -1,14 +1,15 @@
 """The normal form that all dialects meet in: messages as blocks, sampling parameters, token ids, log-probabilities.
 
-Field names are XTuner's where it has the field (`RolloutState`, `SampleParams`, `Status` of its `rl_data`), so that a
-trainer maps one to the other field by field. Engine token ids are the truth; text is a view of them.
+Field names are XTuner's where it has the field (`RolloutState`, `SampleParams`, `Status` of its
+`rl_data`), so that a trainer maps one to the other field by field. Engine token ids are the truth;
+text is a view of them.
 """
 
 import sys
 from array import array
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast
 
 import msgspec
 
@@ -23,7 +24,7 @@ class TokenIds(Ints):
 
     def __new__(cls, ids: Iterable[int] = ()) -> Self:
         """Copy `ids`; raises OverflowError outside 0 .. 2**32 - 1."""
-        made = super().__new__(cls, "I")
+        made = cast("Self", super().__new__(cls, "I"))
         made.extend(ids)  # not by the constructor, which takes bytes for raw items
         return made
 
@@ -38,7 +39,7 @@ class Logprobs(Floats):
 
     def __new__(cls, values: Iterable[float] = ()) -> Self:
         """Copy `values`, rounded to 32 bits."""
-        made = super().__new__(cls, "f")
+        made = cast("Self", super().__new__(cls, "f"))
         made.extend(values)
         return made
 

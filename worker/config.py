@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
 
@@ -41,16 +42,22 @@ class Config(BaseSettings):
     served_model: str | None = Field(None, description="the name that a body's `model` may give")
     worker_id: str = Field(default_factory=_default_id, description="unique in the pool")
     slots: int = Field(8, ge=1, le=1024, description="jobs, and samples of the engine, at once")
-    lease_s: float = Field(15.0, ge=0.3, le=3600, description="a silent worker's jobs are reclaimed after it")
+    lease_s: float = Field(
+        15.0, ge=0.3, le=3600, description="a silent worker's jobs are reclaimed after it"
+    )
     grace_s: float = Field(10.0, ge=0, le=3600, description="after SIGTERM, time for jobs to end")
     crash_limit: int = Field(3, ge=1, le=100, description="deaths in a row that make a dead letter")
     fail_limit: int = Field(5, ge=1, le=100, description="failures that make a dead letter")
-    backoff_s: float = Field(1.0, ge=0, le=60, description="first wait after a failure, doubled each time")
+    backoff_s: float = Field(
+        1.0, ge=0, le=60, description="first wait after a failure, doubled each time"
+    )
     policy_version: int = Field(0, ge=0, description="of the weights that the worker starts with")
     context_tokens: int | None = Field(None, ge=16, description="less than the model's own context")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="torch: of weights and KV")
     device: str = Field("cpu", description="torch: cpu or cuda")
-    threads: int | None = Field(None, ge=1, le=1024, description="torch: CPU threads; default all cores")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="torch: CPU threads; default all cores"
+    )
     kv_memory_bytes: int = Field(2 * 1024**3, ge=2**20, description="torch: most memory for KV")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -92,9 +99,9 @@ class Config(BaseSettings):
             raise ConfigError("; ".join(problems)) from None
 
 
-def _checked(value: str, check: object) -> str:
+def _checked(value: str, check: Callable[[str], object]) -> str:
     try:
-        check(value)  # pyright: ignore
+        check(value)
     except ConfigError as error:
         raise ValueError(error.message) from None
     return value

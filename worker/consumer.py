@@ -5,7 +5,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable
 
-from protocols.queue.broker import Broker, Lease, Renewal
+from protocols.queue.broker import Broker, Lease, Renewal, Taken
 from worker.lease import LeaseKeeper
 from worker.outcome import Outcome, Settler
 from worker.pipeline import Attempt, Order
@@ -25,6 +25,7 @@ class Consumer:
         self,
         broker: Broker,
         worker: str,
+        keeper: LeaseKeeper,
         settler: Settler,
         handle: Callable[[Attempt], Awaitable[Outcome]],
         *,
@@ -33,7 +34,8 @@ class Consumer:
         policy_version: Callable[[], int],
     ) -> None:
         """`broker` has a link of its own: the one connection of the process that may block."""
-        self._broker, self._worker, self._settler = broker, worker, settler
+        self._broker, self._worker = broker, worker
+        self._keeper, self._settler = keeper, settler
         self._handle = handle
         self._slots, self._lease_ms = slots, int(lease_s * 1000)
         self._policy_version = policy_version
@@ -42,7 +44,6 @@ class Consumer:
         self._slot_freed = asyncio.Event()
         self._nonce = secrets.token_hex(4)
         self._takes = 0
-        self.keeper: LeaseKeeper | None = None
         self.finished_jobs = 0
 
     @property
@@ -64,7 +65,7 @@ class Consumer:
             elif len(taken.leases) < free:
                 await self._broker.bell()
 
-    async def _take(self, free: int):
+    async def _take(self, free: int) -> Taken:
         self._takes += 1
         taken = await self._broker.take(
             self._worker,
@@ -80,8 +81,7 @@ class Consumer:
     def _begin(self, lease: Lease) -> None:
         attempt = Attempt(lease)
         self._attempts[lease.job_id] = attempt
-        if self.keeper is not None:
-            self.keeper.hold(lease)
+        self._keeper.hold(lease)
         task = asyncio.get_running_loop().create_task(self._see_through(attempt))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -93,8 +93,7 @@ class Consumer:
             self.finished_jobs += 1
         finally:
             self._attempts.pop(attempt.lease.job_id, None)
-            if self.keeper is not None:
-                self.keeper.drop(attempt.lease)
+            self._keeper.drop(attempt.lease)
             self._slot_freed.set()
 
     def obey(self, lease: Lease, renewal: Renewal) -> None:

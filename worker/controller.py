@@ -1,24 +1,11 @@
 """What the pool shall do: the desired state, kept by every worker and written back where the server lost it."""
 
-import secrets
 import time
+
+from protocols.control import default_desired
 
 FRESH_WAIT_S = 3.0
 """How long a worker that has never seen a desired state waits for one that has, before it writes the default."""
-
-
-def default_desired() -> dict[str, str]:
-    """Serving, with the weights that the workers start with."""
-    return {
-        "gate": "open",
-        "mode": "release",
-        "memory": "loaded",
-        "weights": "0",
-        "epoch": secrets.token_hex(8),
-        "generation": "0",
-        "by": "default",
-        "at_ms": str(int(time.time() * 1000)),
-    }
 
 
 class Desired:

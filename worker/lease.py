@@ -1,6 +1,7 @@
 """Leases held, and what keeps them: a thread with a connection of its own, which generation cannot block.
 
-It renews the leases and passes on the orders that come back, says that the worker lives, and sweeps the pool.
+It renews the leases and passes on the orders that come back, says that the worker lives, and sweeps
+the pool.
 """
 
 import asyncio
@@ -23,16 +24,21 @@ JOIN_S = 5.0
 log = logging.getLogger("rolloutq.lease")
 
 
+def _ignore(*_: object) -> None:
+    pass
+
+
 class Contact:
     """How long the server has been there without a gap; only after a whole lease of it may anything be reclaimed.
 
-    After an outage or a failover every lease looks expired, although its holder lives and could not say so.
+    After an outage or a failover every lease looks expired, although its holder lives and could not
+    say so.
     """
 
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
         self._since = self._last = time.monotonic()
-        self._opened = 0
+        self._opened: int = 0
 
     def seen(self, opened: int) -> None:
         """The server has answered on a link that was opened so many times."""
@@ -58,22 +64,31 @@ class LeaseKeeper:
         *,
         lease_s: float,
         crash_limit: int,
-        facts: Callable[[], dict[str, str | int]],
-        obey: Callable[[Lease, Renewal], None],
-        broken: Callable[[Exception], None],
     ) -> None:
-        """`facts` tells what the heartbeat shows. `obey` and `broken` are called from the thread."""
         self._url, self._pool, self._worker = url, pool, worker
         self._lease_s, self._crash_limit = lease_s, crash_limit
-        self._facts, self._obey, self._broken = facts, obey, broken
         self._held: dict[str, Lease] = {}
         self._desired = Desired()
-        self._stop: Callable[[], None] = lambda: None
+        self._stop: Callable[[], object] = lambda: None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+        self._facts: Callable[[], dict[str, str | int]] = dict
+        self._obey: Callable[[Lease, Renewal], object] = _ignore
+        self._broken: Callable[[Exception], object] = _ignore
 
-    def start(self) -> None:
-        """Begin; the first heartbeat goes out at once."""
+    def start(
+        self,
+        *,
+        facts: Callable[[], dict[str, str | int]],
+        obey: Callable[[Lease, Renewal], object],
+        broken: Callable[[Exception], object],
+    ) -> None:
+        """Begin; the first heartbeat goes out at once.
+
+        `facts` tells what it shows; `obey` hears every answer to a renewal but `held`, `broken` the
+        error that ended the thread. All are called from the thread.
+        """
+        self._facts, self._obey, self._broken = facts, obey, broken
         self._thread.start()
         self._ready.wait(JOIN_S)
 
@@ -93,7 +108,7 @@ class LeaseKeeper:
     def _run(self) -> None:
         try:
             asyncio.run(self._keep())
-        except Exception as error:  # noqa: BLE001 - a worker without a keeper must not go on: it is told
+        except Exception as error:  # noqa: BLE001 - whatever it is, the worker must hear
             self._broken(error)
 
     async def _keep(self) -> None:

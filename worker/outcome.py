@@ -1,7 +1,8 @@
 """Every way an attempt can end, and what each does to the job.
 
-The set is closed: `run_job` turns whatever happens, a crash of ours included, into one of these, and `settle` maps each
-to one step of the queue. A job gets exactly one terminal reply; a lost lease writes nothing.
+The set is closed: `run_job` turns whatever happens, a crash of ours included, into one of these,
+and `settle` maps each to one step of the queue. A job gets exactly one terminal reply; a lost lease
+writes nothing.
 """
 
 import logging
@@ -10,7 +11,6 @@ from collections.abc import Sequence
 from typing import TypeAlias, assert_never
 
 import msgspec
-
 
 from protocols.errors import RolloutError
 from protocols.job import JobStatus

@@ -1,7 +1,7 @@
 """One job, from its lease to its outcome. Read `_generate_answer` top to bottom.
 
-Every job gets exactly one terminal reply. This module holds the only `except Exception` of the path: whatever a step
-raises becomes an outcome. Cancellation passes through.
+Every job gets exactly one terminal reply. This module holds the only `except Exception` of the
+path: whatever a step raises becomes an outcome. Cancellation passes through.
 """
 
 import asyncio
@@ -9,11 +9,9 @@ import logging
 import time
 from typing import Literal, assert_never
 
-
-
 from protocols import codec
-from protocols.dialects import Dialect, dialect_of
-from protocols.dialects.base import Answer, Normal
+from protocols.dialects import dialect_of, error_body
+from protocols.dialects.base import Answer, Dialect, Normal
 from protocols.errors import Cancelled, DeadlineExceeded, EngineFailed, JobError, RolloutError
 from protocols.job import JobStatus
 from protocols.queue.broker import Lease, job_of, protocol_of
@@ -29,7 +27,7 @@ Order = Literal["cancel", "expire", "lost", "hand back"]
 log = logging.getLogger("rolloutq.pipeline")
 
 
-class Interrupted(Exception):  # noqa: N818 - it is an order, not an error
+class Interrupted(Exception):
     """An order ended the generation."""
 
 
@@ -121,7 +119,9 @@ def _obeyed(attempt: Attempt) -> Outcome:
     job_id = attempt.lease.job_id
     match attempt.order:
         case "cancel":
-            return _ended(attempt.lease, JobStatus.CANCELLED, Cancelled(f"job {job_id} was cancelled"))
+            return _ended(
+                attempt.lease, JobStatus.CANCELLED, Cancelled(f"job {job_id} was cancelled")
+            )
         case "expire":
             error = DeadlineExceeded(f"the deadline of job {job_id} passed while it was generated")
             return _ended(attempt.lease, JobStatus.EXPIRED, error)
@@ -140,8 +140,4 @@ def _failed(lease: Lease, error: RolloutError) -> Outcome:
 
 
 def _ended(lease: Lease, status: JobStatus, error: RolloutError) -> Ended:
-    try:
-        dialect = dialect_of(protocol_of(lease))
-    except RolloutError:
-        dialect = dialect_of("openai.chat")
-    return Ended(status, error, dialect.error(error, lease.job_id))
+    return Ended(status, error, error_body(protocol_of(lease), error, lease.job_id))

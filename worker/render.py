@@ -5,8 +5,8 @@ import hashlib
 
 from msgspec.structs import replace
 
-from protocols.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedOption
 from protocols.dialects.base import Normal
+from protocols.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedOption
 from protocols.job import Job
 from protocols.rollout_state import RolloutState, SampleParams, TokenIds
 from worker.engines.base import Call, Engine, Turn

@@ -39,19 +39,26 @@ class Service:
         writing = Link(config.url, name=f"{config.worker_id}:writer")
         broker = Broker(writing, config.pool)
         settler = Settler(broker, fail_limit=config.fail_limit, backoff_s=config.backoff_s)
+        keeper = LeaseKeeper(
+            config.url,
+            config.pool,
+            config.worker_id,
+            lease_s=config.lease_s,
+            crash_limit=config.crash_limit,
+        )
         consumer = Consumer(
             Broker(blocking, config.pool),
             config.worker_id,
+            keeper,
             settler,
             partial(run_job, engine=self.engine, pool=config.pool),
             slots=config.slots,
             lease_s=config.lease_s,
             policy_version=lambda: self.engine.policy_version,
         )
-        keeper = self._keeper(consumer)
         try:
             await broker.prepare()
-            keeper.start()
+            self._keep(keeper, consumer)
             await self.engine.start()
             self.state = "serving"
             log.info("worker %s serves pool %s", config.worker_id, config.pool)
@@ -83,27 +90,21 @@ class Service:
         """Take no more, finish what ends within the grace, hand the rest back."""
         self._leave.set()
 
-    def _keeper(self, consumer: Consumer) -> LeaseKeeper:
+    def _keep(self, keeper: LeaseKeeper, consumer: Consumer) -> None:
         loop = asyncio.get_running_loop()
 
         def broken(error: Exception) -> None:
             self._failure = error
             self.stop()
 
-        keeper = LeaseKeeper(
-            self.config.url,
-            self.config.pool,
-            self.config.worker_id,
-            lease_s=self.config.lease_s,
-            crash_limit=self.config.crash_limit,
+        keeper.start(
             facts=partial(self._facts, consumer),
             obey=lambda lease, order: loop.call_soon_threadsafe(consumer.obey, lease, order),
             broken=lambda error: loop.call_soon_threadsafe(broken, error),
         )
-        consumer.keeper = keeper
-        return keeper
 
     def _facts(self, consumer: Consumer) -> dict[str, str | int]:
+        counters = self.engine.counters()
         return {
             "state": self.state,
             "engine": self.engine.name,
@@ -115,7 +116,10 @@ class Service:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started_ms": self._started_ms,
-            **self.engine.counters(),
+            "running_samples": counters["running_samples"],
+            "waiting_samples": counters["waiting_samples"],
+            "forwarded_tokens": counters["forwarded_tokens"],
+            "generated_tokens": counters["generated_tokens"],
         }
 
 

@@ -30,7 +30,17 @@ BELL_BLOCK_S = 2.0
 LIBRARY = (files("protocols.queue") / "functions.lua").read_text()
 
 _VERSION = re.compile(r"^-- version: (\d+)$", re.MULTILINE)
-_FIELDS = ("status", "code", "body", "state", "error", "attempts", "worker", "policy_version", "finished_ms")
+_FIELDS = (
+    "status",
+    "code",
+    "body",
+    "state",
+    "error",
+    "attempts",
+    "worker",
+    "policy_version",
+    "finished_ms",
+)
 _UNPREPARED = ("UNPREPARED", "NOGROUP", "UNBLOCKED", "Function not found")
 
 Renewal = Literal["held", "lost", "cancel", "expire"]
@@ -135,7 +145,7 @@ class Broker:
                 return
         await self.link.call("FUNCTION", "LOAD", "REPLACE", LIBRARY)
 
-    async def _step(self, name: str, *args: Argument) -> Any:
+    async def _step(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as sent
         try:
             return await self.link.call("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
         except ResponseError as error:
@@ -218,7 +228,16 @@ class Broker:
         args: list[Argument] = []
         for end in endings:
             version = "" if end.policy_version is None else end.policy_version
-            args += (end.job_id, end.fence, end.status.value, end.code, end.error, end.body, end.state, version)
+            args += (
+                end.job_id,
+                end.fence,
+                end.status.value,
+                end.code,
+                end.error,
+                end.body,
+                end.state,
+                version,
+            )
         return [answer == 1 for answer in await self._step("finish", *args)]
 
     async def fail(self, failures: Sequence[Failure], *, limit: int) -> list[Retrial]:
@@ -263,7 +282,17 @@ class Broker:
     async def bell(self, *, block_s: float = BELL_BLOCK_S) -> bool:
         """Wait for a job to arrive in any lane; holds the link for as long as `block_s`."""
         streams = [self.keys.jobs(lane) for lane in LANES]
-        command = ("XREADGROUP", "GROUP", BELL, BELL, "COUNT", 1, "BLOCK", int(block_s * 1000), "NOACK")
+        command = (
+            "XREADGROUP",
+            "GROUP",
+            BELL,
+            BELL,
+            "COUNT",
+            1,
+            "BLOCK",
+            int(block_s * 1000),
+            "NOACK",
+        )
         try:
             rung = await self.link.call(
                 *command, "STREAMS", *streams, *(">" for _ in streams), block_s=block_s
@@ -297,7 +326,11 @@ class Broker:
     async def depth(self) -> dict[str, int]:
         """Entries by lane (running ones included), leases, delayed jobs and dead letters."""
         commands = [["XLEN", self.keys.jobs(lane)] for lane in LANES]
-        commands += [["ZCARD", self.keys.leases], ["ZCARD", self.keys.delayed], ["XLEN", self.keys.dead]]
+        commands += [
+            ["ZCARD", self.keys.leases],
+            ["ZCARD", self.keys.delayed],
+            ["XLEN", self.keys.dead],
+        ]
         names = (*LANES, "leases", "delayed", "dead")
         return dict(zip(names, await self.link.calls(commands), strict=True))
 
@@ -322,7 +355,9 @@ def check_job(job: Job) -> Job:
     if not codec.JOB_ID.fullmatch(job.id):
         raise InvalidRequest(f"`id` {job.id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
     if len(job.body) > MAX_BODY_BYTES:
-        raise BodyTooLarge(f"`body`: {len(job.body)} bytes; the limit is {MAX_BODY_BYTES}", param="body")
+        raise BodyTooLarge(
+            f"`body`: {len(job.body)} bytes; the limit is {MAX_BODY_BYTES}", param="body"
+        )
     return job
 
 
@@ -435,6 +470,18 @@ def _texts(flat: list[bytes]) -> dict[str, str]:
 
 
 __all__ = [
-    "Broker", "Ending", "Failure", "Lane", "Lease", "Renewal", "Retrial", "Swept", "Taken",
-    "body_hash", "check_job", "job_of", "protocol_of", "refusal",
+    "Broker",
+    "Ending",
+    "Failure",
+    "Lane",
+    "Lease",
+    "Renewal",
+    "Retrial",
+    "Swept",
+    "Taken",
+    "body_hash",
+    "check_job",
+    "job_of",
+    "protocol_of",
+    "refusal",
 ]

@@ -11,8 +11,8 @@ Answer = TypeVar("Answer")
 class Coalescer(Generic[Item, Answer]):
     """Sends items in batches, one batch under way at a time, each as large as what has gathered.
 
-    A batch ends at `most` items or `most_bytes`. Whoever puts items bounds how many there are: a worker its leases, a
-    client its futures.
+    A batch ends at `most` items or `most_bytes`. Whoever puts items bounds how many there are: a
+    worker its leases, a client its futures.
     """
 
     def __init__(

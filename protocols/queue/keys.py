@@ -1,7 +1,7 @@
 """Every key of a pool: name, type, who writes it, how long it lives.
 
-All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluster slot. `functions.lua` builds the same
-names from `P`, the one key that every step is called with.
+All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluster slot.
+`functions.lua` builds the same names from `P`, the one key that every step is called with.
 
 | key                 | type             | written by                | lives                                          |
 |---------------------|------------------|---------------------------|------------------------------------------------|
@@ -20,7 +20,8 @@ names from `P`, the one key that every step is called with.
 | `P:workers`         | sorted set       | beat                      | id by last heartbeat, ms; 10 min               |
 | `P:worker:<id>`     | hash             | beat, take                | 10 min after the last heartbeat                |
 
-Each lane's stream has two groups: `workers`, through which jobs are taken, and `bell`, on which idle workers wait.
+Each lane's stream has two groups: `workers`, through which jobs are taken, and `bell`, on which
+idle workers wait.
 """
 
 import re

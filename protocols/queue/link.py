@@ -1,15 +1,16 @@
 """One connection to the server, opened when first used and again whenever it breaks.
 
-Every step of the queue may be repeated after a lost answer, so a link repeats a call whose connection broke, with full
-jitter, until `outage_s` is over. redis-py's own retries, read time-outs and RESP3 are off: they re-send commands that
-must not be, end blocking reads early, and change the shape of answers.
+Every step of the queue may be repeated after a lost answer, so a link repeats a call whose
+connection broke, with full jitter, until `outage_s` is over. redis-py's own retries, read time-outs
+and RESP3 are off: they re-send commands that must not be, end blocking reads early, and change the
+shape of answers.
 """
 
 import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
@@ -17,11 +18,15 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
-    ConnectionError as RedisConnectionError,
     NoPermissionError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
@@ -75,7 +80,9 @@ class Link:
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": None,
             "socket_connect_timeout": CONNECT_S,
-            "socket_keepalive": options.get("socket_keepalive", True) if "path" not in options else None,
+            "socket_keepalive": options.get("socket_keepalive", True)
+            if "path" not in options
+            else None,
             "client_name": name,
             "health_check_interval": 0,
         }
@@ -88,7 +95,7 @@ class Link:
         self.opened = 0
         """How often a connection was made: a change means that contact was lost in between."""
 
-    async def call(self, *command: Argument, block_s: float = 0.0) -> Any:
+    async def call(self, *command: Argument, block_s: float = 0.0) -> Any:  # noqa: ANN401 - as sent
         """The answer to one command, which the server may hold back for `block_s`."""
         (answer,) = await self.calls([command], block_s=block_s)
         if isinstance(answer, RedisError):
@@ -139,9 +146,9 @@ class Link:
             raise answers[0]
         return answers
 
-    async def _answer(self, connection: Connection) -> Any:
+    async def _answer(self, connection: Connection) -> Any:  # noqa: ANN401 - as sent
         try:
-            return await connection.read_response()
+            return cast("Any", await connection.read_response())
         except (NoPermissionError, ReadOnlyError, BusyLoadingError):
             raise
         except ResponseError as error:
@@ -157,8 +164,8 @@ class Link:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        writer = connection and connection._writer  # redis-py closes only with an await
-        if writer:
+        writer = getattr(connection, "_writer", None)  # redis-py itself closes only with an await
+        if isinstance(writer, asyncio.StreamWriter):
             writer.transport.abort()
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """What an engine is: token ids in, segments out.
 
-An engine draws tokens and says which policy version drew them. It knows nothing of queues, dialects or text stop
-strings: the pipeline watches the text and tells the engine when a sample has ended.
+An engine draws tokens and says which policy version drew them. It knows nothing of queues, dialects
+or text stop strings: the pipeline watches the text and tells the engine when a sample has ended.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -66,7 +66,8 @@ class Tokenizer(Protocol):
 class Generation(Protocol):
     """One call under way: iterate over its segments, each sample's in order, samples interleaved.
 
-    The iteration ends after the last segment of the last sample. It raises EngineFailed where the engine broke.
+    The iteration ends after the last segment of the last sample. It raises EngineFailed where the
+    engine broke.
     """
 
     def __aiter__(self) -> AsyncIterator[Segment]:

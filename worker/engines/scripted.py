@@ -1,20 +1,19 @@
 """The engine without a model, for tests and benchmarks: one token per UTF-8 byte, answers known beforehand.
 
-It echoes the last user text, or what the job's script says, at the pace of the script; it fails where the script says so.
-Log-probabilities are a fixed function of token and position.
+It echoes the last user text, or what the job's script says, at the pace of the script; it fails
+where the script says so. Log-probabilities are a fixed function of token and position.
 """
 
 import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from typing import Self
 
-from protocols.dialects.base import MAX_TOP_LOGPROBS, Script
+from protocols.dialects.base import Script
 from protocols.errors import EngineFailed
 from protocols.job import Segment
-from protocols.rollout_state import Logprobs, SampleParams, TokenIds
-from worker.engines.base import Call, Counters, Turn
+from protocols.rollout_state import FinishReason, Logprobs, SampleParams, TokenIds
+from worker.engines.base import Call, Counters, Tokenizer, Turn
 
 END, SYSTEM, USER, ASSISTANT, CLOSE = 256, 257, 258, 259, 260
 VOCABULARY = 261
@@ -27,7 +26,6 @@ _SPECIAL = {
     ASSISTANT: b"<|assistant|>",
     CLOSE: b"<|close|>",
 }
-_NONE = TokenIds(), Logprobs()
 
 
 class ByteTokenizer:
@@ -64,14 +62,12 @@ class ByteTokenizer:
 class ScriptedEngine:
     """See the module."""
 
-    name = "scripted"
-    model = "scripted"
-    context_tokens = CONTEXT_TOKENS
-    vocabulary = VOCABULARY
-    capabilities = frozenset({*SampleParams.__struct_fields__, "script"})
-
     def __init__(self, *, policy_version: int = 0) -> None:
-        self.tokenizer = ByteTokenizer()
+        self.name = self.model = "scripted"
+        self.tokenizer: Tokenizer = ByteTokenizer()
+        self.context_tokens = CONTEXT_TOKENS
+        self.vocabulary = VOCABULARY
+        self.capabilities = frozenset({*SampleParams.__struct_fields__, "script"})
         self.policy_version = policy_version
         self.running_samples = 0
         self.generated_tokens = 0
@@ -105,7 +101,7 @@ class ScriptedGeneration:
         answer = self._script.text.encode() if self._script.text is not None else _echo(call)
         most = call.params.max_tokens or CONTEXT_TOKENS
         self._ids = TokenIds([*answer, END][:most])
-        self._reason = "stop" if most > len(answer) else "length"
+        self._reason: FinishReason = "stop" if most > len(answer) else "length"
         self._open = set(range(call.params.n))
         self._drawn = 0
         self._changed = asyncio.Event()
