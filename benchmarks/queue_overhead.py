@@ -168,7 +168,7 @@ def _until(true: "callable") -> None:
 
 def measured(command: list[str]) -> dict[str, float]:
     """The JSON line that a command prints."""
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=300)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -178,7 +178,7 @@ def round_of(kind: str, port: int, options: argparse.Namespace) -> dict[str, flo
     sizes += [f"--size={options.size}", f"--pings={options.pings}"]
     if kind == "raw":
         return measured([sys.executable, str(options.baseline), f"--port={port}", *sizes])
-    admin, pool = redis.Redis(port=port), kind
+    admin, pool = redis.Redis(port=port), "default"
     admin.flushall()
     admin.hset(f"rollout:{{{pool}}}:desired", mapping=default_desired())
     url = f"redis://127.0.0.1:{port}/0"

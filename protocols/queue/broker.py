@@ -1,7 +1,10 @@
 """The steps of functions.lua as typed calls. Both sides use them; nothing else talks to the pool's keys."""
 
+import asyncio
 import hashlib
 import re
+import time
+import secrets
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
@@ -10,6 +13,7 @@ import msgspec
 from redis.exceptions import NoPermissionError, ResponseError
 
 from protocols import codec
+from protocols.control import default_desired
 from protocols.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -21,15 +25,16 @@ from protocols.errors import (
 )
 from protocols.job import DEFAULT_PROTOCOL, MAX_BODY_BYTES, Job, JobStatus, Lane, Reply
 from protocols.queue.keys import BELL, GROUP, LANES, Keys
-from protocols.queue.link import Argument, Link
+from protocols.queue.link import Argument, Command, Link
 
 SCHEMA = 1
 BACKLOG_JOBS = 100_000
 FULL_RETRY_S = 1.0
 BELL_BLOCK_S = 2.0
+EARLY_S = 0.02
 LIBRARY = (files("protocols.queue") / "functions.lua").read_text()
+LIBRARY_VERSION = int(LIBRARY.partition("local VERSION = ")[2].partition("\n")[0])
 
-_VERSION = re.compile(r"^-- version: (\d+)$", re.MULTILINE)
 _FIELDS = (
     "status",
     "code",
@@ -135,15 +140,28 @@ class Broker:
                 "start a worker (rolloutq worker) or `rolloutq up`, whose user may do it"
             ) from None
 
+    async def open(self) -> None:
+        """Prepare the pool and let jobs flow: write the default desired state where there is none."""
+        await self.prepare()
+        fresh = f"{self.keys.desired}:{secrets.token_hex(4)}"
+        fields = [part for pair in default_desired().items() for part in pair]
+        answers = (
+            await self.link.calls(  # a rename, because it comes into being whole or not at all
+                [["HSET", fresh, *fields], ["RENAMENX", fresh, self.keys.desired], ["DEL", fresh]]
+            )
+        )
+        if isinstance(answers[0], ResponseError):
+            raise refusal(answers[0], self.link.address)
+
     async def _load_library(self) -> None:
-        listed = await self.link.call("FUNCTION", "LIST", "LIBRARYNAME", "rolloutq", "WITHCODE")
-        if listed:
-            loaded = dict(zip(listed[0][::2], listed[0][1::2], strict=True))
-            there = _VERSION.search(loaded[b"library_code"].decode())
-            ours = _VERSION.search(LIBRARY)
-            if there and ours and int(there[1]) >= int(ours[1]):
-                return
-        await self.link.call("FUNCTION", "LOAD", "REPLACE", LIBRARY)
+        try:
+            there = await self.link.call("FCALL", "rolloutq_version", 1, self.keys.prefix)
+        except ResponseError as error:
+            if not _lacks_preparation(error):
+                raise
+            there = 0
+        if there < LIBRARY_VERSION:
+            await self.link.call("FUNCTION", "LOAD", "REPLACE", LIBRARY)
 
     async def _step(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as sent
         try:
@@ -282,26 +300,19 @@ class Broker:
     async def bell(self, *, block_s: float = BELL_BLOCK_S) -> bool:
         """Wait for a job to arrive in any lane; holds the link for as long as `block_s`."""
         streams = [self.keys.jobs(lane) for lane in LANES]
-        command = (
-            "XREADGROUP",
-            "GROUP",
-            BELL,
-            BELL,
-            "COUNT",
-            1,
-            "BLOCK",
-            int(block_s * 1000),
-            "NOACK",
-        )
+        group: Command = ("GROUP", BELL, BELL, "COUNT", 1, "BLOCK", int(block_s * 1000), "NOACK")
+        began_s = time.monotonic()
         try:
             rung = await self.link.call(
-                *command, "STREAMS", *streams, *(">" for _ in streams), block_s=block_s
+                "XREADGROUP", *group, "STREAMS", *streams, *(">" for _ in streams), block_s=block_s
             )
         except ResponseError as error:
             if not _lacks_preparation(error):
                 raise refusal(error, self.link.address) from None
             await self.prepare()
             return True
+        if not rung and time.monotonic() - began_s < EARLY_S:
+            await asyncio.sleep(EARLY_S)  # a wait that somebody ended early shall not become a spin
         return bool(rung)
 
     # what anyone may look at

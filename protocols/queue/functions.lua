@@ -1,5 +1,4 @@
 #!lua name=rolloutq
--- version: 1
 --
 -- The atomic steps of the queue. Each is called with the one key P = rollout:{<pool>}; keys.py lists the keys built from it.
 -- They use server time only. Redis does not roll a function back, so each step reads and checks first and writes then.
@@ -11,6 +10,7 @@
 --   attempts fence worker started_ms                the lease that holds it, or held it last
 --   crashes fails handbacks cancel                  how earlier attempts ended; wish to cancel
 
+local VERSION = 1
 local GROUP, BELL = 'workers', 'bell'
 local LANES = { 'resume', 'high', 'normal', 'low' }
 local LANE = { resume = true, high = true, normal = true, low = true }
@@ -564,10 +564,16 @@ local function beat(keys, args)
   return { now, redis.call('HGETALL', P .. ':desired') }
 end
 
+-- -> the library's version: an older one never replaces a newer
+local function version()
+  return VERSION
+end
+
 local function step(name, callback, flags)
   redis.register_function({ function_name = 'rolloutq_' .. name, callback = callback, flags = flags })
 end
 
+step('version', version, { 'no-writes', 'allow-oom' })
 step('enqueue', enqueue, {})
 step('take', take, { 'allow-oom' })
 step('renew', renew, { 'allow-oom' })

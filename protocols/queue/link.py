@@ -9,7 +9,8 @@ shape of answers.
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
 from redis.asyncio.connection import Connection, parse_url
@@ -45,8 +46,28 @@ _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutEr
 log = logging.getLogger("rolloutq.link")
 
 
+_memory: dict[str, type[Connection]] = {}
+
+
+@contextmanager
+def in_memory(kind: type[Connection]) -> Iterator[str]:
+    """A `memory://` URL that leads to connections of that kind, in this process and this block only.
+
+    The one thing here that is shared by a whole process: a URL is all that the parts of a client
+    and of a worker are given, and tests give them one of a server in memory.
+    """
+    url = f"memory://{len(_memory)}-{id(kind):x}"
+    _memory[url] = kind
+    try:
+        yield url
+    finally:
+        del _memory[url]
+
+
 def check_url(url: str) -> dict[str, Any]:
     """redis-py's connection arguments of a `redis://`, `rediss://` or `unix://` URL; raises ConfigError."""
+    if url in _memory:
+        return {"connection_class": _memory[url], "path": url}
     try:
         return dict(parse_url(url))
     except ValueError:
@@ -74,20 +95,17 @@ class Link:
         Where there never was one, it gives up after `FIRST_CONTACT_S`: the URL may be wrong.
         """
         options = check_url(url)
-        kind = options.pop("connection_class", Connection)
-        options |= {
+        self._kind: type[Connection] = options.pop("connection_class", Connection)
+        if "path" not in options:
+            options.setdefault("socket_keepalive", True)
+        self._options = options | {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": None,
             "socket_connect_timeout": CONNECT_S,
-            "socket_keepalive": options.get("socket_keepalive", True)
-            if "path" not in options
-            else None,
             "client_name": name,
             "health_check_interval": 0,
         }
-        self._options = {key: value for key, value in options.items() if value is not None}
-        self._kind: type[Connection] = kind
         self._connection: Connection | None = None
         self._turn = asyncio.Lock()
         self.address = address_of(url)

@@ -187,9 +187,9 @@ def _echo(call: Call) -> bytes:
     """The last user turn of the prompt, or all of it where it has no turns."""
     ids = call.prompt_ids.tolist()
     if USER not in ids:
-        return bytes(i for i in ids if i < 256)
-    last = len(ids) - ids[::-1].index(USER)
-    return bytes(i for i in ids[last : ids.index(CLOSE, last)] if i < 256)
+        return bytes(i for i in ids if i < END)
+    begin = len(ids) - ids[::-1].index(USER)
+    return bytes(ids[begin : ids.index(CLOSE, begin)])
 
 
 def _logprob(token_id: int, position: int) -> float:

@@ -1,0 +1,85 @@
+"""A whole client and fleet in this process, for unit tests of what is built on the SDK.
+
+    from worker.testing import fleet
+
+    def test_my_trainer():
+        with fleet() as client:
+            reply = client.submit({"messages": [{"role": "user", "content": "hi"}]}).result(10)
+            assert reply.response["choices"][0]["message"]["content"] == "hi"
+
+The server is fakeredis and the engine the scripted one, which echoes the last user text or obeys
+`rollout.script`. Everything between them is the real thing. Needs the package `fakeredis[lua]`.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+from fakeredis import FakeServer
+from fakeredis.aioredis import FakeAsyncRedisConnection
+
+from producer_sdk import Client
+from protocols.control import default_desired
+from protocols.queue.broker import Broker
+from protocols.queue.link import Link, in_memory
+from worker.config import Config
+from worker.service import Service
+
+END_S = 10.0
+
+
+@contextmanager
+def fleet(*, workers: int = 1, slots: int = 64, pool: str = "default") -> Iterator[Client]:
+    """A client whose jobs are done by `workers` workers of `slots` slots each; all end with the block."""
+    with ExitStack() as stack:
+        url = stack.enter_context(_server())
+        asyncio.run(_prepare(url, pool))
+        for number in range(workers):
+            config = Config(
+                url=url,
+                pool=pool,
+                engine="scripted",
+                worker_id=f"test-{number}",
+                slots=slots,
+                grace_s=0,
+            )
+            stack.enter_context(_worker(config))
+        yield stack.enter_context(Client(url, pool=pool))
+
+
+def _server() -> AbstractContextManager[str]:
+    server = FakeServer(server_type="redis", version=(7, 2))
+
+    class Connection(FakeAsyncRedisConnection):
+        def __init__(self, *, client_name: str, **_: object) -> None:
+            super().__init__(server=server, client_name=client_name, protocol=2)
+
+    return in_memory(Connection)
+
+
+async def _prepare(url: str, pool: str) -> None:
+    link = Link(url, name="testing")
+    broker = Broker(link, pool)
+    await broker.prepare()
+    await broker.beat("testing", {}, ttl_ms=1000, desired=default_desired())
+    await broker.leave("testing")
+    await link.close()
+
+
+@contextmanager
+def _worker(config: Config) -> Iterator[None]:
+    loop = asyncio.new_event_loop()
+    service = Service(config)
+    thread = threading.Thread(target=lambda: loop.run_until_complete(service.run()), daemon=True)
+    thread.start()
+    give_up_at = time.monotonic() + END_S
+    while service.state == "starting" and time.monotonic() < give_up_at:
+        time.sleep(0.005)
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(service.stop)
+        thread.join(END_S)
+        loop.close()
