@@ -14,7 +14,7 @@ The server is fakeredis and the engine the scripted one, which echoes the last u
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from fakeredis import FakeServer
@@ -31,7 +31,7 @@ END_S = 10.0
 
 
 @contextmanager
-def fleet(*, workers: int = 1, slots: int = 64, pool: str = "default") -> Iterator[Client]:
+def fleet(*, workers: int = 1, slots: int = 64, pool: str = "default") -> Generator[Client]:
     """A client whose jobs are done by `workers` workers of `slots` slots each; all end with the block."""
     with ExitStack() as stack:
         url = stack.enter_context(_server())
@@ -69,7 +69,7 @@ async def _prepare(url: str, pool: str) -> None:
 
 
 @contextmanager
-def _worker(config: Config) -> Iterator[None]:
+def _worker(config: Config) -> Generator[None]:
     loop = asyncio.new_event_loop()
     service = Service(config)
     thread = threading.Thread(target=lambda: loop.run_until_complete(service.run()), daemon=True)

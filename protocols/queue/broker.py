@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import re
-import time
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple

@@ -9,7 +9,7 @@ shape of answers.
 import asyncio
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
@@ -50,7 +50,7 @@ _memory: dict[str, type[Connection]] = {}
 
 
 @contextmanager
-def in_memory(kind: type[Connection]) -> Iterator[str]:
+def in_memory(kind: type[Connection]) -> Generator[str]:
     """A `memory://` URL that leads to connections of that kind, in this process and this block only.
 
     The one thing here that is shared by a whole process: a URL is all that the parts of a client
@@ -84,6 +84,13 @@ def address_of(url: str) -> str:
     if "path" in where:
         return str(where["path"])
     return f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+
+
+def _pass_cancellation(error: Exception) -> None:
+    """A connection closed because its reader was cancelled may raise another error over the cancellation."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError from error
 
 
 class Link:
@@ -137,6 +144,7 @@ class Link:
                 except (*_BROKEN, BusyLoadingError, ReadOnlyError, ResponseError) as error:
                     if isinstance(error, ResponseError) and not str(error).startswith(_PASSING):
                         raise
+                    _pass_cancellation(error)
                     if loop.time() >= give_up_at:
                         raise ServerUnavailable(
                             f"no Redis at {self.address} for {patience_s:g} s "
