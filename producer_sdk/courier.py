@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from producer_sdk.fleet import SEEN_MS, no_live_worker
+from protocols.cancellation import cancel
 from protocols.errors import JobNotFound, NoLiveWorker, QueueFull, RolloutError, ServerUnavailable
 from protocols.job import Job, JobStatus, Reply
 from protocols.queue.broker import Broker
@@ -140,9 +141,7 @@ class Courier:
         await self._stopped.wait()
         self._take_in()
         await self._enqueue.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        await cancel(*tasks)
         await self._tell_collected()
         self._fail_all(RolloutError("the client was closed; client.get(job_id) asks again"))
         await writing.close()

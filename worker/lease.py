@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from protocols.cancellation import cancel
 from protocols.queue.broker import Broker, Lease, Renewal
 from protocols.queue.link import Link
 from worker.controller import Desired
@@ -126,8 +127,7 @@ class LeaseKeeper:
                     tasks.create_task(self._sweeping(broker, contact)),
                 ]
                 await stopped.wait()
-                for task in kept:
-                    task.cancel()
+                await cancel(*kept)
         finally:
             await link.close()
 

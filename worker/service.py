@@ -8,6 +8,7 @@ import socket
 import time
 from functools import partial
 
+from protocols.cancellation import cancel
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
 from worker.config import Config
@@ -79,11 +80,9 @@ class Service:
         leaving = asyncio.create_task(self._leave.wait())
         await asyncio.wait([taking, leaving], return_when=asyncio.FIRST_COMPLETED)
         self.state = "draining"
-        leaving.cancel()
         if taking.done():
             self._failure = self._failure or _exception_of(taking)
-        taking.cancel()
-        await asyncio.wait([taking])
+        await cancel(taking, leaving)
         await consumer.drain(self.config.grace_s)
 
     def stop(self) -> None:
