@@ -56,5 +56,12 @@ class Progress:
             self._line_at = time.monotonic() + LINE_EVERY_S
             self._line()
 
+    def say(self, line: str) -> None:
+        """Print a line beside the bar."""
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            sys.stderr.write(f"{line}\n")
+
     def _line(self) -> None:
         sys.stderr.write(f"{self._what}: {self._done}/{self._total}\n")

@@ -1,7 +1,8 @@
 """What a dialect is: one wire shape of a job, converted to the normal form and back.
 
-A dialect is the only place that knows its protocol. It refuses what it cannot honour (RequestError with the field's
-name), reports what it accepts and does not act on (`ignored`), and never drops a field silently.
+A dialect is the only place that knows its protocol. It refuses what it cannot honour (RequestError
+with the field's name), reports what it accepts and does not act on (`ignored`), and never drops a
+field silently.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,8 @@ MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_MESSAGES = 4096
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,9 +37,9 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `rollout` object of a request: what no public protocol has a field for."""
 
-    group: str | None = None
+    group: Name | None = None
     """As the stream field, which wins."""
-    session: str | None = None
+    session: Name | None = None
     """As the stream field, which wins."""
     script: Script | None = None
 

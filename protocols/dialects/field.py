@@ -1,11 +1,14 @@
-"""Verdicts on request fields: a body's struct names every field of its protocol and says what becomes of it.
+"""Verdicts on request fields: a body's struct names every field and says what becomes of it.
 
-A field without a verdict is honoured. `Annotated[object, ignored()]` is accepted without effect and reported;
-`Annotated[object, refused()]` is a 400 that names it. Neutral values, null among them, mean what happens anyway and are
-accepted in silence. Fields that the struct lacks are unknown, and refused by the decoder.
+A field without a verdict is honoured. `Annotated[object, ignored()]` is accepted without effect and
+reported; `Annotated[object, refused()]` is a 400 that names it. Neutral values, null among them,
+mean what happens anyway and are accepted in silence. Fields that the struct lacks are unknown, and
+refused by the decoder.
 """
 
+import re
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeVar, get_type_hints
 
 import msgspec
@@ -14,6 +17,7 @@ from protocols.codec import encode_json
 from protocols.errors import UnsupportedOption
 
 Value = TypeVar("Value")
+_INDEX = re.compile(r"\[\d+\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +40,29 @@ def refused(*neutral: object) -> Verdict:
 
 
 class Verdicts:
-    """The fields of one struct that have a verdict."""
+    """The fields of one struct that have a verdict: two at least."""
 
     def __init__(self, kind: type[msgspec.Struct]) -> None:
         hints = get_type_hints(kind, include_extras=True)
-        self.by_field = {
+        self.by_field: dict[str, Verdict] = {
             name: verdict
             for name, hint in hints.items()
             for verdict in getattr(hint, "__metadata__", ())
             if isinstance(verdict, Verdict)
         }
+        self._values = attrgetter(*self.by_field)
 
     def check(self, value: msgspec.Struct, *at: str | int) -> list[str]:
-        """Fields of `value`, which lies at path `at`, that have no effect; raises UnsupportedOption."""
-        given = [name for name in self.by_field if getattr(value, name) is not None]
-        return [
-            _collapsed(*at, name) for name in given if self._reports(name, getattr(value, name), at)
-        ]
+        """Fields of `value` at path `at` that have no effect; raises UnsupportedOption.
+
+        Indices are left out, so that `messages[].name` is reported once for all messages.
+        """
+        values = self._values(value)
+        if values.count(None) == len(values):
+            return []
+        given = zip(self.by_field, values, strict=True)
+        reported = [path(*at, name) for name, said in given if self._reports(name, said, at)]
+        return [_INDEX.sub("[]", field) for field in reported]
 
     def _reports(self, name: str, value: object, at: tuple[str | int, ...]) -> bool:
         verdict = self.by_field[name]
@@ -72,13 +82,8 @@ def path(*at: str | int) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in at).lstrip(".")
 
 
-def _collapsed(*at: str | int) -> str:
-    """`messages[].content`: one entry in `ignored`, however many messages have the field."""
-    return "".join("[]" if isinstance(step, int) else f".{step}" for step in at).lstrip(".")
-
-
 def chosen(unused: list[str], default: Value, **aliases: Value | None) -> Value:
-    """The first alias that is given, else `default`; aliases that say otherwise are added to `unused`."""
+    """The first alias that is given, else `default`; others that differ are added to `unused`."""
     given = {name: value for name, value in aliases.items() if value is not None}
     if not given:
         return default

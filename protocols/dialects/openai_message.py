@@ -34,7 +34,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One message; the fields beyond role and content are those that a client's echo of an answer may carry."""
+    """One message; a client that echoes an answer sends most of these fields as null."""
 
     role: str
     content: str | list[Part] | None = None

@@ -1,4 +1,4 @@
-"""What every dialect returns of our own, under `rollout`: token ids, log-probabilities, policy versions, attempts."""
+"""What every dialect returns under `rollout`: tokens, log-probabilities, versions, attempts."""
 
 import math
 from collections.abc import Sequence
@@ -38,10 +38,11 @@ class Result(msgspec.Struct, frozen=True, gc=False):
 
 def result_of(answer: Answer) -> Result:
     """The `rollout` of a chat response."""
-    prompt_ids = answer.states[0].prompt_ids.tolist()
-    if len(answer.states) > 1:
+    first, *others = answer.states
+    prompt_ids = first.prompt_ids.tolist()
+    if others:
         return Result(answer.attempts, answer.ignored, prompt_ids)
-    sample = sample_result(answer.states[0])
+    sample = sample_result(first)
     return Result(
         answer.attempts,
         answer.ignored,
@@ -54,13 +55,11 @@ def result_of(answer: Answer) -> Result:
 
 def sample_result(state: RolloutState) -> SampleResult:
     """One sample's tokens."""
-    return SampleResult(
-        state.response_ids.tolist(), finite(state.logprobs), state.policy_versions
-    )
+    return SampleResult(state.response_ids.tolist(), finite(state.logprobs), state.policy_versions)
 
 
 def finite(logprobs: Sequence[float]) -> list[float]:
-    """Log-probabilities that JSON can carry: what is not finite, or below the floor, becomes LOGPROB_FLOOR.
+    """Log-probabilities that JSON can carry: the floor stands for what is not finite, or below it.
 
     The rollout state keeps the values as they were.
     """

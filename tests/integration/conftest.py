@@ -1,0 +1,5 @@
+"""The queue's fixtures for this folder."""
+
+from tests.queue_fixtures import broker, client, look, nothing_left, serve, take
+
+__all__ = ["broker", "client", "look", "nothing_left", "serve", "take"]

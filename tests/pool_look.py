@@ -1,0 +1,80 @@
+"""One pool as its server has it, seen past the code under test; and what is left of jobs that ended."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from redis import Redis
+
+from protocols.queue.broker import Broker
+from protocols.queue.keys import GROUP, LANES, Keys
+
+WAIT_S = 30.0
+
+
+class Look:
+    """A blocking connection for a test's own commands."""
+
+    def __init__(self, url: str, pool: str) -> None:
+        self.keys = Keys(pool)
+        self._redis = Redis.from_url(url, protocol=2)  # pyright: ignore[reportUnknownMemberType]
+
+    def __call__(self, *command: str | bytes | float) -> Any:  # noqa: ANN401 - the server's answers
+        """The answer to one command, in redis-py's shape for RESP2."""
+        answer: Any = self._redis.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
+        return answer
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._redis.close()
+
+    def now_ms(self) -> int:
+        """The server's clock."""
+        seconds, micros = self("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def reply(self, job_id: str) -> dict[str, str]:
+        """A job's reply hash, but for its binary state."""
+        found: dict[bytes, bytes] = self("HGETALL", self.keys.reply(job_id))
+        return {name.decode(): value.decode() for name, value in found.items() if name != b"state"}
+
+    def length(self, lane: str) -> int:
+        """Entries of a lane."""
+        return int(self("XLEN", self.keys.jobs(lane)))
+
+    def lease_ms(self, job_id: str) -> float | None:
+        """When a job's lease ends; None where it has none."""
+        score = self("ZSCORE", self.keys.leases, job_id)
+        return None if score is None else float(score)
+
+    def left(self) -> list[str]:
+        """What of jobs is in streams, pending lists and sorted sets; empty once all jobs have ended."""
+        found: list[str] = []
+        for lane in LANES:
+            if entries := self.length(lane):
+                found.append(f"{entries} entries in {lane}")
+            if pending := self("XPENDING", self.keys.jobs(lane), GROUP)["pending"]:
+                found.append(f"{pending} pending in {lane}")
+        sets = (self.keys.leases, self.keys.delayed, self.keys.deadlines)
+        held = [(key, self("ZRANGE", key, 0, 4)) for key in sets]
+        return found + [f"{key.rpartition(':')[2]} of {ids}" for key, ids in held if ids]
+
+
+def wait_until(holds: Callable[[], object], what: str, *, timeout_s: float = WAIT_S) -> None:
+    """Return as soon as `holds()` is true; fails after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+
+
+def expire_lease(look: Look, *job_ids: str) -> None:
+    """Let leases have run out long ago, as after their holder's death."""
+    for job_id in job_ids:
+        look("ZADD", look.keys.leases, "XX", 1, job_id)
+
+
+async def sweep(broker: Broker, *, crash_limit: int = 3, orphan_ms: int = 0) -> dict[str, int]:
+    """One sweep that may reclaim; what it found."""
+    swept = await broker.sweep(most=200, crash_limit=crash_limit, reclaim=True, orphan_ms=orphan_ms)
+    return {name: count for name, count in swept._asdict().items() if count}

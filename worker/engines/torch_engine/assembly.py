@@ -1,0 +1,107 @@
+"""From settings to a runner that could generate: the slow part of the start, run outside the event loop."""
+
+import logging
+import os
+
+import msgspec
+import torch
+
+from protocols.errors import ConfigError
+from worker.engines.base import Call
+
+from .checkpoint import locate
+from .model import DTYPES, LanguageModel, load
+from .probe import probe
+from .runner import Runner
+from .schedule import Request, Schedule
+from .settings import Settings
+from .tokenizer import HFTokenizer
+
+LEAST_CONTEXT_TOKENS = 16
+
+logger = logging.getLogger(__name__)
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """What the engine needs."""
+
+    tokenizer: HFTokenizer
+    runner: Runner
+    context_tokens: int
+    vocabulary: int
+    stop_ids: frozenset[int]
+    """Token ids that end a response: the model's own and the tokenizer's."""
+
+    def request(self, call: Call) -> Request:
+        """A call as the runner takes it."""
+        return Request(call, self.context_tokens, self.stop_ids)
+
+
+def assemble(settings: Settings) -> Parts:
+    """Load and warm up; raises ConfigError where a setting, the model or the memory is not enough."""
+    directory = locate(settings.model)
+    dtype = _dtype(settings)
+    torch.set_num_threads(settings.threads or _threads())
+    tokenizer = HFTokenizer(directory)
+    model = load(directory, dtype, settings.device)
+    kv = probe(model, settings.slots, settings.kv_memory_bytes)
+    context_tokens = _context_tokens(settings, model, kv.budget_tokens)
+    chunk_tokens = min(settings.prefill_chunk_tokens, context_tokens)
+    # what is forwarded of prompts waits outside the rows: at most one context, or a chunk of short prompts
+    schedule = Schedule(settings.slots, kv.budget_tokens - context_tokens, chunk_tokens)
+    return Parts(
+        tokenizer=tokenizer,
+        runner=Runner(model, kv, schedule, chunk_tokens),
+        context_tokens=context_tokens,
+        vocabulary=model.vocabulary,
+        stop_ids=model.stop_ids | tokenizer.stop_ids,
+    )
+
+
+def _dtype(settings: Settings) -> torch.dtype:
+    if settings.device not in {"cpu", "cuda"}:
+        raise ConfigError(
+            f"device {settings.device!r} is not known; use `cpu` or `cuda`", param="device"
+        )
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device `cuda`: torch sees no GPU here; use `cpu`", param="device")
+    name = settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16")
+    if name not in DTYPES:
+        raise ConfigError(
+            f"dtype {name!r} is not known; use one of {', '.join(DTYPES)}", param="dtype"
+        )
+    return DTYPES[name]
+
+
+def _threads() -> int:
+    """What torch chooses, at most the cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return min(torch.get_num_threads(), cores)
+
+
+def _context_tokens(settings: Settings, model: LanguageModel, budget_tokens: int) -> int:
+    """The context that the model, the settings and the memory allow: a prompt and its row must fit together."""
+    known = model.context_tokens
+    wanted = settings.context_tokens or known
+    if wanted is None:
+        raise ConfigError(
+            "the model does not tell its context; set `context_tokens`", param="context_tokens"
+        )
+    if known is not None and wanted > known:
+        raise ConfigError(
+            f"context_tokens {wanted} is more than the {known} that the model was made for",
+            param="context_tokens",
+        )
+    possible = min(wanted, budget_tokens // 2)
+    if possible < LEAST_CONTEXT_TOKENS:
+        raise ConfigError(
+            f"kv_memory_bytes {settings.kv_memory_bytes} holds {budget_tokens} tokens, and at least "
+            f"{2 * LEAST_CONTEXT_TOKENS} are needed; raise it",
+            param="kv_memory_bytes",
+        )
+    if possible < wanted:
+        logger.warning(
+            "kv_memory_bytes allows a context of %d tokens instead of %d", possible, wanted
+        )
+    return possible

@@ -1,0 +1,120 @@
+"""The event loop's side of the torch engine."""
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from protocols.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
+from worker.engines.base import Call, Counters, Generation, Tokenizer
+
+from .checkpoint import stay_offline
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .assembly import Parts
+    from .loop import SlotLoop
+
+CLOSE_LIMIT_S = 30.0
+"""Longest wait for the step under way when the engine closes."""
+
+CAPABILITIES = frozenset(
+    {
+        "n",
+        "max_tokens",
+        "min_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "stops",
+        "stop_token_ids",
+        "include_stop_str_in_output",
+        "skip_special_tokens",
+        "return_logprob",
+        "top_logprobs",
+        "sampling_seed",
+    }
+)
+
+
+class TorchEngine:
+    """An Engine over a Hugging Face causal language model in this process.
+
+    `tokenizer`, `context_tokens` and `vocabulary` are there once it has started.
+    """
+
+    name: Final = "torch"
+    capabilities = CAPABILITIES
+    tokenizer: Tokenizer
+    context_tokens: int
+    vocabulary: int
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Nothing is loaded before `start`."""
+        self._settings = settings or Settings()
+        self.model = (
+            self._settings.served_name or self._settings.model.rstrip("/").rpartition("/")[2]
+        )
+        self.policy_version = self._settings.policy_version
+        self._parts: Parts | None = None
+        self._loop: SlotLoop | None = None
+
+    async def start(self) -> None:
+        """Load the weights and run them once; raises ConfigError where that cannot be."""
+        stay_offline()
+        self._parts = parts = await asyncio.to_thread(self._assemble)
+        self.tokenizer = parts.tokenizer
+        self.context_tokens = parts.context_tokens
+        self.vocabulary = parts.vocabulary
+        self._loop = self._begin_loop(parts)
+
+    async def close(self) -> None:
+        """End the slot loop and free the weights; open generations raise EngineFailed."""
+        if self._loop is not None:
+            await asyncio.to_thread(self._loop.close, CLOSE_LIMIT_S)
+        self._parts = self._loop = None
+
+    def generate(self, call: Call) -> Generation:
+        """Begin a call; it waits inside the engine while all slots or all memory for keys and values are in use.
+
+        Raises EngineFailed where the engine is not running, RequestError for a prompt that it cannot take.
+        """
+        if self._parts is None or self._loop is None:
+            raise EngineFailed("the torch engine is not running; another worker can take the job")
+        self._check(call)
+        request = self._parts.request(call)
+        self._loop.submit(request)
+        return request.stream
+
+    def counters(self) -> Counters:
+        """Its load and its totals, as of the last step."""
+        if self._loop is None:
+            return Counters(
+                running_samples=0, waiting_samples=0, forwarded_tokens=0, generated_tokens=0
+            )
+        return self._loop.counters
+
+    def _assemble(self) -> "Parts":
+        # torch and transformers take seconds to import: not in the event loop, and only where they are wanted
+        from .assembly import assemble
+
+        return assemble(self._settings)
+
+    def _begin_loop(self, parts: "Parts") -> "SlotLoop":
+        from .loop import SlotLoop
+
+        return SlotLoop(parts.runner, asyncio.get_running_loop(), lambda: self.policy_version)
+
+    def _check(self, call: Call) -> None:
+        if not call.prompt_ids:
+            raise InvalidRequest("the prompt has no tokens; send at least one")
+        if len(call.prompt_ids) >= self.context_tokens:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(call.prompt_ids)} tokens and the context {self.context_tokens}: no room is left "
+                "for an answer; shorten it"
+            )
+        if max(call.prompt_ids) >= self.vocabulary:
+            raise InvalidRequest(
+                f"the prompt has the token id {max(call.prompt_ids)}, and this model's are below {self.vocabulary}"
+            )

@@ -1,0 +1,113 @@
+"""The thread that steps a runner while there is work, and sleeps while there is none."""
+
+import logging
+import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from protocols.errors import EngineFailed
+from worker.engines.base import Counters
+from worker.engines.stream import put_all
+
+from .runner import Runner
+from .schedule import Request
+
+logger = logging.getLogger(__name__)
+
+
+class SlotLoop:
+    """A runner at work. Whatever ends it reaches every reader as EngineFailed."""
+
+    def __init__(
+        self, runner: Runner, readers: AbstractEventLoop, policy_version: Callable[[], int]
+    ) -> None:
+        """Starts the thread; segments are put in the event loop `readers`."""
+        self._runner = runner
+        self._readers = readers
+        self._policy_version = policy_version
+        self._inbox: list[Request] = []
+        self._counters = runner.counters()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._failure: EngineFailed | None = None
+        self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Hand a request to the thread; raises EngineFailed where it has ended."""
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            self._inbox.append(request)
+            self._changed.notify()
+
+    @property
+    def counters(self) -> Counters:
+        """As of the last step, with the requests that came since."""
+        with self._changed:
+            arrived = sum(len(request.samples) for request in self._inbox)
+            return {
+                **self._counters,
+                "waiting_samples": self._counters["waiting_samples"] + arrived,
+            }
+
+    def close(self, limit_s: float) -> None:
+        """End the thread after its step; open streams fail. Blocks, at most `limit_s`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(limit_s)
+        if self._thread.is_alive():
+            logger.warning("the torch engine's step did not end within %.0f s", limit_s)
+
+    def _run(self) -> None:
+        failure = EngineFailed("the torch engine was closed; another worker can take the job")
+        try:
+            with torch.inference_mode():
+                while self._collect():
+                    self._step()
+        except Exception as error:
+            # whatever broke the step, memory included, the rows can no longer be trusted and every reader must know
+            logger.exception("the torch engine ended")
+            failure = EngineFailed(
+                f"the torch engine failed while it generated ({type(error).__name__}); its worker must be restarted"
+            )
+        finally:
+            self._end(failure)
+
+    def _step(self) -> None:
+        batch = self._runner.step(self._policy_version())
+        with self._changed:
+            self._counters = self._runner.counters()
+        if batch:
+            self._post(partial(put_all, batch))
+
+    def _collect(self) -> bool:
+        """Wait until there is something to do, and take in new requests; False when closing."""
+        with self._changed:
+            while not (self._closing or self._inbox or self._runner.busy):
+                self._changed.wait()
+            for request in self._inbox:
+                self._runner.submit(request)
+            self._inbox.clear()
+            self._counters = self._runner.counters()
+            return not self._closing
+
+    def _end(self, failure: EngineFailed) -> None:
+        with self._changed:
+            self._failure = failure
+            requests = self._runner.requests().union(self._inbox)
+        for request in requests:
+            self._post(partial(request.stream.fail, failure))
+
+    def _post(self, put: Callable[[], None]) -> None:
+        """Call `put` in the readers' event loop, if that still runs."""
+        try:
+            self._readers.call_soon_threadsafe(put)
+        except RuntimeError:
+            if not self._readers.is_closed():
+                raise
+            self._closing = True

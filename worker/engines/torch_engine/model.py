@@ -1,0 +1,142 @@
+"""A Hugging Face causal LM behind two typed calls: `prefill` a batch of prompts, `decode` one token a row.
+
+Models call their attention masks and caches alike; the differences that matter here (sliding windows, which logits can
+be left out, the size of the context) are read from the configuration.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from protocols.errors import ConfigError
+
+from .kv import SlotKV
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WINDOWED = "sliding_attention"
+_KNOWN_LAYERS = {"full_attention", _WINDOWED}
+
+
+class LanguageModel:
+    """Weights on one device, ready to run."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        """Raises ConfigError for a model whose layers keep more than keys and values."""
+        # transformers' types are partial, and configurations declare their fields model by model
+        self._network: Any = network
+        self._config: Any = self._network.config.get_text_config(decoder=True)
+        self._layer_types: set[str] = set(getattr(self._config, "layer_types", None) or ())
+        self._window = cast("int | None", getattr(self._config, "sliding_window", None))
+        self._keeps_logits = "logits_to_keep" in inspect.signature(network.forward).parameters
+        if self._layer_types - _KNOWN_LAYERS:
+            strange = ", ".join(sorted(self._layer_types - _KNOWN_LAYERS))
+            raise ConfigError(
+                f"the torch engine cannot run this model: it has layers of type {strange}, and only full and "
+                "sliding-window attention are supported; use another engine or model"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return cast("torch.device", self._network.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return cast("torch.dtype", self._network.dtype)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Most positions that the model was made for, where its configuration says so."""
+        return cast("int | None", getattr(self._config, "max_position_embeddings", None))
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return int(self._config.vocab_size)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end a response."""
+        generation = self._network.generation_config
+        of_chat = _ids(generation.eos_token_id) if generation else []
+        return frozenset([*_ids(self._config.eos_token_id), *of_chat])
+
+    def prefill(
+        self, token_ids: Tensor, start: int, keep: Sequence[int], cache: DynamicCache
+    ) -> Tensor:
+        """Forward `token_ids` `[rows, width]` at positions from `start` on, adding to `cache`.
+
+        Returns float32 logits after the columns `keep`: `[rows, keep, vocabulary]`.
+        """
+        columns = torch.tensor(keep, device=self.device)
+        positions = torch.arange(start, start + token_ids.shape[1], device=self.device)
+        logits = self._forward(
+            input_ids=token_ids,
+            position_ids=positions.expand(token_ids.shape),
+            past_key_values=cache,
+            **({"logits_to_keep": columns} if self._keeps_logits else {}),
+        )
+        return (logits if self._keeps_logits else logits[:, columns]).float()
+
+    def decode(self, token_ids: Tensor, positions: Tensor, length: int, kv: SlotKV) -> Tensor:
+        """Forward one token a live row, `token_ids` and `positions` `[rows]`, all positions below `length`.
+
+        Returns float32 logits `[rows, vocabulary]`.
+        """
+        kv.begin_step(positions, length)
+        logits = self._forward(
+            input_ids=token_ids[:, None],
+            position_ids=positions[:, None],
+            attention_mask=self._mask(positions, length),
+            past_key_values=kv,
+        )
+        return logits[:, -1].float()
+
+    def _forward(self, **inputs: object) -> Tensor:
+        return cast("Tensor", self._network(use_cache=True, **inputs).logits)
+
+    def _mask(self, positions: Tensor, length: int) -> Tensor | dict[str, Tensor]:
+        """Which tokens each row sees: bool `[rows, 1, 1, length]`, or one for each kind of layer."""
+        columns = torch.arange(length, device=positions.device)
+        past = columns <= positions[:, None]
+        full = past[:, None, None]
+        if self._window is None:
+            return full
+        windowed = (past & (columns > positions[:, None] - self._window))[:, None, None]
+        if _WINDOWED in self._layer_types:
+            return {"full_attention": full, _WINDOWED: windowed}
+        return full if self._layer_types else windowed
+
+
+def load(directory: Path, dtype: torch.dtype, device: str) -> LanguageModel:
+    """The model in a directory of Hugging Face's layout; raises ConfigError where there is none."""
+    transformers_logging.disable_progress_bar()
+    loader: Any = AutoModelForCausalLM
+    try:
+        network = loader.from_pretrained(
+            directory,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).replace(str(directory), directory.name).splitlines()[0]
+        raise ConfigError(
+            f"the model {directory.name!r} cannot be loaded: {reason}; its directory must hold config.json and the "
+            "safetensors of a causal language model that transformers knows"
+        ) from error
+    return LanguageModel(network.to(device).eval())
+
+
+def _ids(named: int | list[int] | None) -> list[int]:
+    if named is None:
+        return []
+    return named if isinstance(named, list) else [named]

@@ -1,0 +1,70 @@
+"""Whether a model generates the same through rows as in one plain forward pass: looked at before it serves.
+
+Architectures are many; this replaces a list of those that keep their state where the slot loop expects it.
+"""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from protocols.errors import ConfigError
+
+from .kv import SlotKV
+from .model import LanguageModel
+
+_TOKENS = 8
+_TOLERATED = {torch.float32: 0.01, torch.bfloat16: 0.3, torch.float16: 0.1}
+"""Mean deviation over the spread of the logits. A wrong mask or position gives about 1."""
+
+
+def probe(model: LanguageModel, slots: int, kv_memory_bytes: int) -> SlotKV:
+    """Compare, which warms the model up too; returns empty rows within `kv_memory_bytes`.
+
+    Raises ConfigError where the two differ or the model cannot be run so at all.
+    """
+    try:
+        with torch.inference_mode():
+            kv, deviation = _compare(model, slots, kv_memory_bytes)
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ConfigError(
+            f"the torch engine cannot run this model: its forward pass does not work with one position a row "
+            f"({type(error).__name__}); use another engine or model"
+        ) from error
+    if not deviation < 1:
+        raise ConfigError(
+            "the torch engine cannot run this model: with one position a row it gives other logits than in a plain "
+            "forward pass; use another engine or model"
+        )
+    return kv
+
+
+def _compare(model: LanguageModel, slots: int, kv_memory_bytes: int) -> tuple[SlotKV, float]:
+    """The rows, and the largest deviation over the tolerated one."""
+    ids = torch.arange(_TOKENS, device=model.device) * 7 % model.vocabulary
+    plain = model.prefill(ids[None], 0, range(_TOKENS), DynamicCache())[0]
+    cache = DynamicCache()
+    model.prefill(ids[None, :3], 0, [2], cache)
+    chunked = model.prefill(ids[None, 3:5], 3, [1], cache)[0, 0]
+    two_rows = SlotKV(cache, 2, 2 * _TOKENS)
+    two_rows.reserve(2, _TOKENS, _TOKENS)
+    two_rows.copy_in(0, cache, 0, 3)
+    two_rows.copy_in(1, cache, 0, 5)
+    found = [(chunked, plain[4])]
+    for step in range(2):
+        at = torch.tensor([3, 5], device=model.device) + step
+        decoded = model.decode(ids[at], at, 6 + step, two_rows)
+        found += [(decoded[0], plain[3 + step]), (decoded[1], plain[5 + step])]
+    tolerated = _TOLERATED[model.dtype]
+    deviation = max(_deviation(got, expected) for got, expected in found) / tolerated
+    return SlotKV(cache, slots, kv_memory_bytes // two_rows.token_bytes), deviation
+
+
+def _deviation(got: Tensor, expected: Tensor) -> float:
+    return ((got - expected).abs().mean() / expected.std()).item()

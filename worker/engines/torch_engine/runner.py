@@ -1,0 +1,155 @@
+"""One step of all samples under way. Everything here belongs to the slot loop's thread."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from protocols.job import Segment
+from protocols.rollout_state import FinishReason, Logprobs, TokenIds
+from worker.engines.base import Counters
+from worker.engines.stream import SegmentStream
+
+from .kv import SlotKV
+from .model import LanguageModel
+from .prompt import Prompts
+from .sampling import Drawn, draw
+from .schedule import Request, Sample, Schedule
+
+
+class Runner:
+    """The model, the rows and the schedule, moved on step by step."""
+
+    def __init__(
+        self, model: LanguageModel, kv: SlotKV, schedule: Schedule, chunk_tokens: int
+    ) -> None:
+        """Idle; `chunk_tokens`: most prompt positions a step."""
+        self._model = model
+        self._kv = kv
+        self._schedule = schedule
+        self._chunk_tokens = chunk_tokens
+        self._prompts: Prompts | None = None
+        self._forwarded_tokens = self._generated_tokens = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._prompts or self._schedule.waiting or self._schedule.rows)
+
+    def counters(self) -> Counters:
+        """Load and totals."""
+        prompts = self._prompts.requests if self._prompts and not self._prompts.complete else ()
+        unforwarded = chain(self._schedule.waiting, prompts)
+        waiting = len(self._schedule.ready) + sum(len(one.samples) for one in unforwarded)
+        return Counters(
+            running_samples=len(self._schedule.rows),
+            waiting_samples=waiting,
+            forwarded_tokens=self._forwarded_tokens,
+            generated_tokens=self._generated_tokens,
+        )
+
+    def submit(self, request: Request) -> None:
+        """Put a request at the end of the queue."""
+        self._schedule.waiting.append(request)
+
+    def requests(self) -> set[Request]:
+        """All that are not finished."""
+        samples = chain(self._schedule.rows, self._schedule.ready)
+        prompts = self._prompts.requests if self._prompts else ()
+        return {*self._schedule.waiting, *prompts, *(sample.request for sample in samples)}
+
+    def step(self, policy_version: int) -> list[tuple[SegmentStream, Segment]]:
+        """Draw one token for every row, after one chunk of waiting prompts; the tokens bear `policy_version`."""
+        self._retire()
+        self._prefill()
+        begun = self._begin()
+        segments = list(self._draw(begun, policy_version)) if self._schedule.rows else []
+        self._retire()
+        return segments
+
+    def _retire(self) -> None:
+        for source, target, tokens in self._schedule.retire():
+            self._kv.move(source, target, tokens)
+
+    def _prefill(self) -> None:
+        if self._prompts is None:
+            admitted = self._schedule.admit()
+            self._prompts = Prompts(self._model, admitted) if admitted else None
+        prompts = self._prompts
+        if prompts is None or prompts.complete:
+            return
+        if all(request.ended for request in prompts.requests):
+            self._prompts = None
+            return
+        self._forwarded_tokens += prompts.advance(self._chunk_tokens)
+        if prompts.complete:
+            samples = chain.from_iterable(request.samples for request in prompts.requests)
+            self._schedule.ready.extend(samples)
+
+    def _begin(self) -> list[Tensor]:
+        """Start ready samples; returns the logits of each new row's first token."""
+        prompts = self._prompts
+        if prompts is None or not prompts.complete:
+            return []
+        begun = self._schedule.begin()
+        if begun:
+            self._reserve()
+        for row, sample in enumerate(begun, start=len(self._schedule.rows) - len(begun)):
+            prompts.copy_into(self._kv, row, sample)
+        if not self._schedule.ready:
+            self._prompts = None
+        return [prompts.logits(sample) for sample in begun]
+
+    def _reserve(self) -> None:
+        rows = self._schedule.rows
+        tokens = max((sample.kept_tokens for sample in rows), default=0) + 1
+        self._kv.reserve(len(rows), tokens, self._schedule.longest)
+
+    def _draw(
+        self, begun: Sequence[Tensor], policy_version: int
+    ) -> Iterator[tuple[SegmentStream, Segment]]:
+        rows = self._schedule.rows
+        going_on = rows[: len(rows) - len(begun)]
+        logits = [self._decode(going_on)] if going_on else []
+        if begun:
+            logits.append(torch.stack(list(begun)))
+        drawn = draw(torch.cat(logits), [sample.draws for sample in rows])
+        self._generated_tokens += len(rows)
+        for row, sample in enumerate(rows):
+            yield sample.request.stream, _segment(sample, drawn, row, policy_version)
+
+    def _decode(self, rows: Sequence[Sample]) -> Tensor:
+        self._reserve()
+        self._forwarded_tokens += len(rows)
+        device = self._model.device
+        positions = [sample.kept_tokens for sample in rows]
+        return self._model.decode(
+            torch.tensor([sample.last_id for sample in rows], device=device),
+            torch.tensor(positions, device=device),
+            max(positions) + 1,
+            self._kv,
+        )
+
+
+def _segment(sample: Sample, drawn: Drawn, row: int, policy_version: int) -> Segment:
+    token_id = drawn.token_ids[row]
+    sample.last_id = token_id
+    reason = _finish_reason(sample, token_id)
+    sample.ended = sample.ended or reason is not None
+    return Segment(
+        index=sample.index,
+        start=sample.draws.tokens - 1,
+        token_ids=TokenIds([token_id]),
+        logprobs=Logprobs([drawn.logprobs[row]]),
+        top_ids=TokenIds(drawn.top_ids[row]),
+        top_logprobs=Logprobs(drawn.top_logprobs[row]),
+        policy_version=policy_version,
+        finish_reason=reason,
+    )
+
+
+def _finish_reason(sample: Sample, token_id: int) -> FinishReason | None:
+    if token_id in sample.draws.stop_ids:
+        return "stop"
+    return "length" if sample.draws.tokens >= sample.limit else None

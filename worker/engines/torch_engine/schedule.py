@@ -1,0 +1,131 @@
+"""Which samples run and which prompts are forwarded next: integers only, no tensors.
+
+A request waits until a row and memory for its first sample are there; then its prompt is forwarded, once for all its
+samples, and they become ready; each ready sample takes a row as soon as one is free. Order is kept throughout, so
+nothing starves. A row has its whole length reserved: what began can always be finished.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from worker.engines.base import Call
+from worker.engines.stream import SegmentStream
+
+from .sampling import Draws
+
+
+class Sample:
+    """One sample under way."""
+
+    def __init__(self, request: "Request", index: int, draws: Draws, limit: int) -> None:
+        """`limit`: most tokens that it may have."""
+        self.request = request
+        self.index = index
+        self.draws = draws
+        self.limit = limit
+        self.last_id = 0
+        """The token drawn last; not forwarded yet."""
+        self.ended = False
+        """Whether it is finished, or its reader gave it up."""
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Keys and values that it may come to."""
+        return len(self.request.prompt_ids) + self.limit
+
+    @property
+    def kept_tokens(self) -> int:
+        """Keys and values that its row holds: all but the last token drawn."""
+        return len(self.request.prompt_ids) + max(self.draws.tokens - 1, 0)
+
+
+class Request:
+    """One call inside the engine."""
+
+    def __init__(self, call: Call, context_tokens: int, stop_ids: frozenset[int]) -> None:
+        """`stop_ids` are the model's; the prompt is shorter than the context."""
+        params = call.params
+        room = context_tokens - len(call.prompt_ids)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        stops = stop_ids.union(params.stop_token_ids)
+        first_seed = params.sampling_seed or 0
+        self.prompt_ids = call.prompt_ids
+        self.stream = SegmentStream(params.n, self._give_up)
+        self.samples = [
+            Sample(self, i, Draws(params, (first_seed + i) % 2**64, call.prompt_ids, stops), limit)
+            for i in range(params.n)
+        ]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody wants any sample of it any more."""
+        return all(sample.ended for sample in self.samples)
+
+    def _give_up(self, indices: Sequence[int]) -> None:
+        # called in the event loop's thread; the loop sees the flag at its next step
+        for index in indices:
+            self.samples[index].ended = True
+
+
+class Schedule:
+    """Requests that wait, samples whose prompt is forwarded, and the rows that generate."""
+
+    def __init__(self, slots: int, budget_tokens: int, chunk_tokens: int) -> None:
+        """`budget_tokens`: rows x longest row; `chunk_tokens`: prompts forwarded together are no more, padded."""
+        self._slots = slots
+        self._budget_tokens = budget_tokens
+        self._chunk_tokens = chunk_tokens
+        self.waiting: deque[Request] = deque()
+        self.ready: deque[Sample] = deque()
+        self.rows: list[Sample] = []
+
+    @property
+    def longest(self) -> int:
+        """Tokens reserved by the longest row."""
+        return max((sample.reserved_tokens for sample in self.rows), default=0)
+
+    def admit(self) -> list[Request]:
+        """Take the requests whose prompts are forwarded now, together; none while no row would be free."""
+        admitted: list[Request] = []
+        free = self._slots - len(self.rows)
+        while self.waiting and free > 0:
+            request = self.waiting[0]
+            if not request.ended and not self._joins(request, admitted):
+                break
+            self.waiting.popleft()
+            if not request.ended:
+                admitted.append(request)
+                free -= len(request.samples)
+        return admitted
+
+    def begin(self) -> list[Sample]:
+        """Give ready samples rows after those in use; return the new rows in order."""
+        begun: list[Sample] = []
+        while self.ready and len(self.rows) < self._slots:
+            sample = self.ready[0]
+            if not sample.ended and not self._fits([sample]):
+                break
+            self.ready.popleft()
+            if not sample.ended:
+                self.rows.append(sample)
+                begun.append(sample)
+        return begun
+
+    def retire(self) -> Iterator[tuple[int, int, int]]:
+        """Take ended samples out; yields `(source, target, tokens)` for each row to be moved into a hole."""
+        for hole in reversed(range(len(self.rows))):
+            if self.rows[hole].ended:
+                last = self.rows.pop()
+                if hole < len(self.rows):
+                    self.rows[hole] = last
+                    yield len(self.rows), hole, last.kept_tokens
+
+    def _joins(self, request: Request, admitted: Sequence[Request]) -> bool:
+        batch = [*admitted, request]
+        positions = len(batch) * max(len(one.prompt_ids) for one in batch)
+        alone_or_short = len(batch) == 1 or positions <= self._chunk_tokens
+        return alone_or_short and self._fits([one.samples[0] for one in batch])
+
+    def _fits(self, more: Sequence[Sample]) -> bool:
+        longest = max(self.longest, *(sample.reserved_tokens for sample in more))
+        return (len(self.rows) + len(more)) * longest <= self._budget_tokens
