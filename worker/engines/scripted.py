@@ -40,7 +40,7 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Bytes as UTF-8; special tokens as their names, or left out."""
         if not any(token_id > 255 for token_id in ids):
-            return bytes(ids).decode(errors="replace")
+            return bytes(iter(ids)).decode(errors="replace")  # an array's own bytes are not its items
         kept = (i for i in ids if i < 256 or not skip_special_tokens)
         return b"".join(self.token_bytes(i) for i in kept).decode(errors="replace")
 
@@ -134,7 +134,7 @@ class ScriptedGeneration:
                     yield self._segment(index, start, TokenIds(ids), last=last)
             if last:
                 self.close()
-            self._break_if_told()
+            await self._break_if_told()
 
     def _segment(self, index: int, start: int, ids: TokenIds, *, last: bool) -> Segment:
         self._engine.generated_tokens += len(ids)
@@ -174,13 +174,14 @@ class ScriptedGeneration:
         except TimeoutError:
             return
 
-    def _break_if_told(self) -> None:
+    async def _break_if_told(self) -> None:
         if self._script.fail is None or self._drawn < self._script.at_token or not self._open:
             return
         if self._script.fail == "error":
             raise EngineFailed(f"the script fails at token {self._drawn}")
         if self._script.fail == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
+        await self._pause(None)
 
 
 def _echo(call: Call) -> bytes:
