@@ -39,7 +39,7 @@ class Consumer:
         self._handle = handle
         self._slots, self._lease_ms = slots, int(lease_s * 1000)
         self._policy_version = policy_version
-        self._attempts: dict[str, Attempt] = {}
+        self._attempts: dict[tuple[str, str], Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slot_freed = asyncio.Event()
         self._nonce = secrets.token_hex(4)
@@ -67,20 +67,30 @@ class Consumer:
 
     async def _take(self, free: int) -> Taken:
         self._takes += 1
-        taken = await self._broker.take(
-            self._worker,
-            f"{self._nonce}.{self._takes}",
-            free,
-            lease_ms=self._lease_ms,
-            policy_version=self._policy_version(),
+        taking = asyncio.ensure_future(
+            self._broker.take(
+                self._worker,
+                f"{self._nonce}.{self._takes}",
+                free,
+                lease_ms=self._lease_ms,
+                policy_version=self._policy_version(),
+            )
         )
+        try:
+            taken = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            self._begin_all(await taking)  # what the server has begun is ours to hand back
+            raise
+        self._begin_all(taken)
+        return taken
+
+    def _begin_all(self, taken: Taken) -> None:
         for lease in taken.leases:
             self._begin(lease)
-        return taken
 
     def _begin(self, lease: Lease) -> None:
         attempt = Attempt(lease)
-        self._attempts[lease.job_id] = attempt
+        self._attempts[_key(lease)] = attempt
         self._keeper.hold(lease)
         task = asyncio.get_running_loop().create_task(self._see_through(attempt))
         self._tasks.add(task)
@@ -92,14 +102,14 @@ class Consumer:
             await self._settler.settle(attempt.lease, outcome)
             self.finished_jobs += 1
         finally:
-            self._attempts.pop(attempt.lease.job_id, None)
+            del self._attempts[_key(attempt.lease)]
             self._keeper.drop(attempt.lease)
             self._slot_freed.set()
 
     def obey(self, lease: Lease, renewal: Renewal) -> None:
         """Pass on what a renewal said of a lease."""
-        attempt = self._attempts.get(lease.job_id)
-        if attempt is not None and attempt.lease is lease and renewal in _ORDERS:
+        attempt = self._attempts.get(_key(lease))
+        if attempt is not None and renewal in _ORDERS:
             attempt.give(_ORDERS[renewal])
 
     async def drain(self, grace_s: float) -> None:
@@ -113,3 +123,8 @@ class Consumer:
             for task in left:
                 log.error("an attempt did not end in %s s; its lease will run out", SETTLE_S)
                 task.cancel()
+
+
+def _key(lease: Lease) -> tuple[str, str]:
+    """A worker that was frozen may hold two leases of one job, the older one lost."""
+    return lease.job_id, lease.fence

@@ -68,7 +68,7 @@ class LeaseKeeper:
     ) -> None:
         self._url, self._pool, self._worker = url, pool, worker
         self._lease_s, self._crash_limit = lease_s, crash_limit
-        self._held: dict[str, Lease] = {}
+        self._held: dict[tuple[str, str], Lease] = {}
         self._desired = Desired()
         self._stop: Callable[[], object] = lambda: None
         self._ready = threading.Event()
@@ -96,15 +96,16 @@ class LeaseKeeper:
     def close(self) -> None:
         """End the thread; leases still held run out."""
         self._stop()
-        self._thread.join(JOIN_S)
+        if self._thread.is_alive():
+            self._thread.join(JOIN_S)
 
     def hold(self, lease: Lease) -> None:
         """Renew this lease from now on."""
-        self._held[lease.job_id] = lease
+        self._held[lease.job_id, lease.fence] = lease
 
     def drop(self, lease: Lease) -> None:
         """Renew it no longer."""
-        self._held.pop(lease.job_id, None)
+        self._held.pop((lease.job_id, lease.fence), None)
 
     def _run(self) -> None:
         try:
@@ -134,14 +135,14 @@ class LeaseKeeper:
     async def _renewing(self, broker: Broker) -> None:
         while True:
             await asyncio.sleep(self._lease_s / 3)
-            leases = list(self._held.values())
-            if not leases:
+            held = list(self._held.items())
+            if not held:
                 continue
-            pairs = [(lease.job_id, lease.fence) for lease in leases]
-            for lease, answer in zip(
-                leases, await broker.renew(pairs, lease_ms=int(self._lease_s * 1000)), strict=True
-            ):
-                if answer != "held" and self._held.get(lease.job_id) is lease:
+            answers = await broker.renew(
+                [pair for pair, _ in held], lease_ms=int(self._lease_s * 1000)
+            )
+            for (pair, lease), answer in zip(held, answers, strict=True):
+                if answer != "held" and pair in self._held:
                     self._obey(lease, answer)
 
     async def _beating(self, broker: Broker, contact: Contact) -> None:

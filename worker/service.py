@@ -1,6 +1,7 @@
 """A worker's life: prepare the pool, load the engine, serve, and leave cleanly when told to."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from functools import partial
 
 from protocols.cancellation import cancel
+from protocols.errors import QueueError
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
 from worker.config import Config
@@ -18,6 +20,8 @@ from worker.engines.base import Engine
 from worker.lease import LeaseKeeper
 from worker.outcome import Settler
 from worker.pipeline import run_job
+
+GOODBYE_S = 2.0
 
 log = logging.getLogger("rolloutq.worker")
 
@@ -68,7 +72,7 @@ class Service:
             self.state = "stopped"
             await settler.close()
             keeper.close()
-            await broker.leave(config.worker_id)
+            await self._say_goodbye(broker)
             await self.engine.close()
             await blocking.close()
             await writing.close()
@@ -84,6 +88,11 @@ class Service:
             self._failure = self._failure or _exception_of(taking)
         await cancel(taking, leaving)
         await consumer.drain(self.config.grace_s)
+
+    async def _say_goodbye(self, broker: Broker) -> None:
+        with contextlib.suppress(QueueError, TimeoutError):  # where nobody listens, silence says it
+            async with asyncio.timeout(GOODBYE_S):
+                await broker.leave(self.config.worker_id)
 
     def stop(self) -> None:
         """Take no more, finish what ends within the grace, hand the rest back."""

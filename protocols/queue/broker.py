@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from protocols import codec
 from protocols.control import default_desired
@@ -135,6 +135,8 @@ class Broker:
                     raise answer
             await self.link.call("HSETNX", self.keys.prefix, "schema", SCHEMA)
         except (ResponseError, ServerUnavailable) as error:
+            if isinstance(error, ServerUnavailable) and error.retry_after_s is not None:
+                raise  # nobody answers, whoever asks
             raise PoolNotPrepared(
                 f"pool {self.keys.pool} at {self.link.address} cannot be prepared: {error}; "
                 "start a worker (rolloutq worker) or `rolloutq up`, whose user may do it"
@@ -212,9 +214,9 @@ class Broker:
         """Say that their owner has these replies: ten minutes later only tombstones are kept."""
         marks: list[Argument] = []
         for reply in replies:
-            marks += (reply.finished_ms, reply.job_id)
+            marks += (reply.job_id, reply.finished_ms)
         if marks:
-            await self.link.call("ZADD", self.keys.collected, *marks)
+            await self._step("collect", *marks)
 
     async def finished(self, inbox: str, *, most: int, block_s: float) -> list[str]:
         """Ids of finished jobs, as soon as there are any; holds the link for as long as `block_s`."""
@@ -292,9 +294,9 @@ class Broker:
         return now_ms, _texts(flat)
 
     async def leave(self, worker: str) -> None:
-        """Say that a worker is gone for good."""
+        """Say that a worker is gone for good; a sweep forgets it with what the groups know of it."""
         await self.link.calls(
-            [["ZREM", self.keys.workers, worker], ["DEL", self.keys.worker(worker)]]
+            [["ZADD", self.keys.workers, 0, worker], ["DEL", self.keys.worker(worker)]]
         )
 
     async def bell(self, *, block_s: float = BELL_BLOCK_S) -> bool:
@@ -405,7 +407,7 @@ def refusal(error: ResponseError, address: str) -> RolloutError:
     """What a server's refusal means to a caller."""
     if isinstance(error, NoPermissionError):
         return ServerUnavailable(f"Redis at {address} denies this user a command: {error}")
-    if str(error).startswith("OOM") or "OOM" in str(error)[:80]:
+    if isinstance(error, OutOfMemoryError) or "OOM" in str(error)[:80]:
         return ServerUnavailable(
             f"Redis at {address} is out of memory (maxmemory): it takes no jobs until results "
             "are collected or expire",

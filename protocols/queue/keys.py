@@ -12,7 +12,7 @@ All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluste
 | `P:leases`          | sorted set       | take, renew, finish, …    | id by lease expiry, ms                         |
 | `P:delayed`         | sorted set       | fail, take                | id by the time it may run again, ms            |
 | `P:deadlines`       | sorted set       | enqueue, take             | id by deadline, ms                             |
-| `P:collected`       | sorted set       | the job's client          | id by the time of its end, until its tombstone |
+| `P:collected`       | sorted set       | collect                   | id by the time of its end, until its tombstone |
 | `P:run:<run>`       | sorted set       | enqueue, take             | a day after the run's last reply               |
 | `P:dead`            | stream           | fail, sweep               | the newest 10,000                              |
 | `P:inbox:<client>`  | list             | finish, …                 | an hour; the newest 100,000                    |

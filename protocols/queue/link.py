@@ -18,11 +18,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
-    BusyLoadingError,
+    ClusterDownError,
     NoPermissionError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -40,7 +41,7 @@ CONNECT_S = 5.0
 FIRST_CONTACT_S = 8.0
 ANSWER_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
-_PASSING = ("LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY ")
+_PASSING = (ReadOnlyError, ClusterDownError, TryAgainError)
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutError)
 
 log = logging.getLogger("rolloutq.link")
@@ -86,6 +87,11 @@ def address_of(url: str) -> str:
     return f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
 
 
+def _passes(error: ResponseError) -> bool:
+    """Whether a refusal is over by itself: a failover, a slot on its way, a script that takes long."""
+    return isinstance(error, _PASSING) or str(error).startswith("BUSY ")
+
+
 def _pass_cancellation(error: Exception) -> None:
     """A connection closed because its reader was cancelled may raise another error over the cancellation."""
     task = asyncio.current_task()
@@ -105,7 +111,7 @@ class Link:
         self._kind: type[Connection] = options.pop("connection_class", Connection)
         if "path" not in options:
             options.setdefault("socket_keepalive", True)
-        self._options = options | {
+        self._options: dict[str, Any] = options | {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": None,
@@ -141,8 +147,8 @@ class Link:
                         f"Redis at {self.address} refuses this user: {error}; check the user and "
                         "password in the URL, and the ACL"
                     ) from None
-                except (*_BROKEN, BusyLoadingError, ReadOnlyError, ResponseError) as error:
-                    if isinstance(error, ResponseError) and not str(error).startswith(_PASSING):
+                except (*_BROKEN, ResponseError) as error:
+                    if isinstance(error, ResponseError) and not _passes(error):
                         raise
                     _pass_cancellation(error)
                     if loop.time() >= give_up_at:
@@ -175,7 +181,7 @@ class Link:
     async def _answer(self, connection: Connection) -> Any:  # noqa: ANN401 - as sent
         try:
             return cast("Any", await connection.read_response())
-        except (NoPermissionError, ReadOnlyError, BusyLoadingError):
+        except (NoPermissionError, ReadOnlyError):
             raise
         except ResponseError as error:
             return error
@@ -191,8 +197,9 @@ class Link:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         writer = getattr(connection, "_writer", None)  # redis-py itself closes only with an await
-        if isinstance(writer, asyncio.StreamWriter):
+        if connection is not None and isinstance(writer, asyncio.StreamWriter):
             writer.transport.abort()
+            connection._close()  # pyright: ignore[reportPrivateUsage]
 
     async def close(self) -> None:
         """Close the connection; the next call would open another."""
