@@ -42,6 +42,7 @@ FIRST_CONTACT_S = 8.0
 ANSWER_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 _PASSING = (ReadOnlyError, ClusterDownError, TryAgainError)
+_PASSING_CODES = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutError)
 
 log = logging.getLogger("rolloutq.link")
@@ -88,8 +89,11 @@ def address_of(url: str) -> str:
 
 
 def _passes(error: ResponseError) -> bool:
-    """Whether a refusal is over by itself: a failover, a slot on its way, a script that takes long."""
-    return isinstance(error, _PASSING) or str(error).startswith("BUSY ")
+    """Whether a refusal is over by itself: a failover, a slot on its way, a script that takes long.
+
+    redis-py 5 has fewer classes; where it has none, the text begins with the code.
+    """
+    return isinstance(error, _PASSING) or str(error).startswith(_PASSING_CODES)
 
 
 def _pass_cancellation(error: Exception) -> None:
