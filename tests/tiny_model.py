@@ -3,11 +3,15 @@
 Every test that needs the torch engine and not the answers of a real model uses one of these.
 """
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -86,3 +90,13 @@ def save_tiny_model(directory: Path, config: PreTrainedConfig | None = None) -> 
     model.save_pretrained(directory)
     save_tokenizer(directory, tiny_tokenizer())
     return directory
+
+
+def altered(model: Path, copy: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
+    """A copy of a model, its weights changed."""
+    shutil.copytree(model, copy)
+    files = cast("Any", safetensors.torch)  # its types are partial
+    weights = files.load_file(copy / "model.safetensors")
+    change(weights)
+    files.save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy

@@ -5,10 +5,12 @@ the pool.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import cast
 
 from protocols.cancellation import cancel
 from protocols.queue.broker import Broker, Lease, Renewal
@@ -27,6 +29,13 @@ log = logging.getLogger("rolloutq.lease")
 
 def _ignore(*_: object) -> None:
     pass
+
+
+def _first(error: Exception) -> Exception:
+    """What a group of tasks broke on."""
+    while isinstance(error, ExceptionGroup):
+        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
+    return error
 
 
 class Contact:
@@ -95,7 +104,8 @@ class LeaseKeeper:
 
     def close(self) -> None:
         """End the thread; leases still held run out."""
-        self._stop()
+        with contextlib.suppress(RuntimeError):  # it has ended by itself, and its loop with it
+            self._stop()
         if self._thread.is_alive():
             self._thread.join(JOIN_S)
 
@@ -111,7 +121,7 @@ class LeaseKeeper:
         try:
             asyncio.run(self._keep())
         except Exception as error:  # noqa: BLE001 - whatever it is, the worker must hear
-            self._broken(error)
+            self._broken(_first(error))
 
     async def _keep(self) -> None:
         stopped = asyncio.Event()

@@ -86,6 +86,22 @@ def assert_equal_or_tied(ours: list[int], theirs: list[int], logprobs: Tensor) -
     assert apart < TOLERATED, f"{ours} and {theirs} part at {at}, {apart:.1e} apart"
 
 
+async def test_text_goes_through_the_models_own_template_and_back(engine: TorchEngine) -> None:
+    loader = cast("Any", PreTrainedTokenizerFast)
+    reference = loader.from_pretrained(locate("smollm2"))
+    turns = [
+        Turn(role="user", content="Good day — 雨が降る 🌧️"),
+        Turn(role="assistant", content="Indeed."),
+        Turn(role="user", content="Why?"),
+    ]
+    expected = reference.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    ids = engine.tokenizer.render(turns)
+    assert list(ids) == expected
+    spelled = b"".join(engine.tokenizer.token_bytes(one) for one in ids).decode()
+    assert spelled == engine.tokenizer.decode(ids, skip_special_tokens=False)
+    assert "<|im_start|>user\nGood day — 雨が降る 🌧️<|im_end|>\n" in spelled
+
+
 async def test_the_prompts_are_100(answers: list[Said]) -> None:
     assert len({bytes(one.prompt_ids) for one in answers}) == 100
 
@@ -165,19 +181,3 @@ async def test_a_group_of_eight_forwards_its_prompt_once(engine: TorchEngine) ->
     assert len({tuple(ids) for ids in samples}) > 1
     forwarded = after["forwarded_tokens"] - before["forwarded_tokens"]
     assert forwarded == len(call.prompt_ids) + 8 * 5  # a last token is not forwarded
-
-
-async def test_text_goes_through_the_models_own_template_and_back(engine: TorchEngine) -> None:
-    loader = cast("Any", PreTrainedTokenizerFast)
-    reference = loader.from_pretrained(locate("smollm2"))
-    turns = [
-        Turn(role="user", content="Good day — 雨が降る 🌧️"),
-        Turn(role="assistant", content="Indeed."),
-        Turn(role="user", content="Why?"),
-    ]
-    expected = reference.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    ids = engine.tokenizer.render(turns)
-    assert list(ids) == expected
-    spelled = b"".join(engine.tokenizer.token_bytes(one) for one in ids).decode()
-    assert spelled == engine.tokenizer.decode(ids, skip_special_tokens=False)
-    assert "<|im_start|>user\nGood day — 雨が降る 🌧️<|im_end|>\n" in spelled

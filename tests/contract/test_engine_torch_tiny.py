@@ -1,96 +1,22 @@
-"""What the torch engine promises, on models of a few thousand weights."""
+"""What the torch engine promises, on a model of a few thousand weights."""
 
 import asyncio
-import shutil
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import msgspec
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import (
-    BloomConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    Lfm2Config,
-    LlamaConfig,
-    MambaConfig,
-    MistralConfig,
-    MptConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-)
+from transformers import LlamaConfig
 
 from protocols.errors import ConfigError, ContextLengthExceeded, EngineFailed, InvalidRequest
-from protocols.job import Segment
-from protocols.rollout_state import FinishReason, SampleParams, TokenIds
-from tests.plain_model import PlainModel, of_tokens
-from tests.tiny_model import SIZES, TOKEN_BYTES, VOCABULARY, save_tiny_model, sized
-from worker.engines.base import Call, Engine, Generation
+from protocols.rollout_state import SampleParams
+from tests.tiny_model import SIZES, TOKEN_BYTES, VOCABULARY, altered, save_tiny_model, sized
+from tests.torch_engine_calls import LIMIT_S, PROMPT, Said, call, drain, read, running, say
+from worker.engines.base import Generation
 from worker.engines.torch_engine import Settings, TorchEngine
-
-LIMIT_S = 100
-PROMPT = TokenIds(range(5, 25))
-
-
-class Said:
-    """What one sample came to."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.versions: list[int] = []
-        self.finish_reason: FinishReason | None = None
-
-    def add(self, segment: Segment) -> None:
-        assert segment.start == len(self.ids)
-        assert self.finish_reason is None
-        self.ids += segment.token_ids
-        self.logprobs += segment.logprobs
-        self.versions += [segment.policy_version] * len(segment.token_ids)
-        self.finish_reason = segment.finish_reason
-
-
-async def read(generation: Generation, n: int = 1) -> list[Said]:
-    said = [Said() for _ in range(n)]
-    async with asyncio.timeout(LIMIT_S):
-        async for segment in generation:
-            said[segment.index].add(segment)
-    return said
-
-
-async def drain(generation: Generation) -> None:
-    """Read what is left of a generation that was begun to be read."""
-    async with asyncio.timeout(LIMIT_S):
-        async for _ in generation:
-            pass
-
-
-def call(prompt: Sequence[int] = PROMPT, **params: object) -> Call:
-    usual = SampleParams(max_tokens=12, sampling_seed=1)
-    return Call(TokenIds(prompt), msgspec.structs.replace(usual, **params))
-
-
-async def say(engine: Engine, prompt: Sequence[int] = PROMPT, **params: object) -> list[Said]:
-    asked = call(prompt, **params)
-    return await read(engine.generate(asked), asked.params.n)
-
-
-@asynccontextmanager
-async def running(directory: Path, **settings: object) -> AsyncGenerator[TorchEngine]:
-    usual = Settings(model=str(directory), threads=1)
-    engine = TorchEngine(msgspec.structs.replace(usual, **settings))
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -102,84 +28,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def engine(model: Path) -> AsyncIterator[TorchEngine]:
     async with running(model) as started:
         yield started
-
-
-def altered(model: Path, copy: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
-    """A copy of a model, its weights changed."""
-    shutil.copytree(model, copy)
-    files = cast("Any", safetensors.torch)  # its types are partial
-    weights = files.load_file(copy / "model.safetensors")
-    change(weights)
-    files.save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    return copy
-
-
-ARCHITECTURES = {
-    "llama": sized(LlamaConfig),
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
-    ),
-    "mistral with a window": sized(MistralConfig, sliding_window=6),
-    "qwen2 with windows in one of two layers": sized(
-        Qwen2Config, use_sliding_window=True, sliding_window=6, max_window_layers=1
-    ),
-    "gemma3 with windows in one of two layers": sized(
-        Gemma3TextConfig,
-        head_dim=8,
-        sliding_window=6,
-        layer_types=["sliding_attention", "full_attention"],
-    ),
-    "gemma2, whose attention is not torch's": sized(Gemma2Config, head_dim=8, sliding_window=6),
-    "mpt, whose positions are slopes": MptConfig(
-        vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=256
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-async def test_architectures_generate_as_in_transformers(name: str, tmp_path: Path) -> None:
-    directory = save_tiny_model(tmp_path / "model", ARCHITECTURES[name])
-    plain = PlainModel(directory)
-    prompts = [list(range(7, 7 + length)) for length in (1, 9, 30, 14)]
-    async with running(directory, slots=3, prefill_chunk_tokens=16, context_tokens=100) as engine:
-        said = await asyncio.gather(
-            *(say(engine, prompt, temperature=0, max_tokens=20) for prompt in prompts)
-        )
-    for prompt, (one,) in zip(prompts, said, strict=True):
-        assert [one.ids] == plain.greedy([prompt], 20, end=0)
-        (expected,) = plain.logprobs([prompt], [one.ids])
-        assert one.logprobs == pytest.approx(of_tokens(expected, one.ids), abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    "refused",
-    [
-        BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
-        sized(Lfm2Config, layer_types=["conv", "full_attention"]),
-        MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4),
-    ],
-    ids=lambda one: type(one).__name__,
-)
-async def test_an_architecture_that_keeps_another_state_is_refused(
-    refused: PreTrainedConfig, tmp_path: Path
-) -> None:
-    directory = save_tiny_model(tmp_path / "model", refused)
-    with pytest.raises(ConfigError, match="cannot run this model"):
-        await TorchEngine(Settings(model=str(directory), context_tokens=64)).start()
-
-
-async def test_a_model_without_all_its_weights_is_refused(model: Path, tmp_path: Path) -> None:
-    partial = altered(model, tmp_path / "partial", lambda all_: all_.pop("model.norm.weight"))
-    with pytest.raises(ConfigError, match="lack 1 of the weights"):
-        await TorchEngine(Settings(model=str(partial))).start()
-
-
-async def test_a_broken_file_of_weights_is_refused(model: Path, tmp_path: Path) -> None:
-    broken = altered(model, tmp_path / "broken", lambda _: None)
-    (broken / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ConfigError, match="cannot be loaded") as caught:
-        await TorchEngine(Settings(model=str(broken))).start()
-    assert str(tmp_path) not in caught.value.message
 
 
 async def test_what_the_engine_tells_of_itself(engine: TorchEngine) -> None:

@@ -180,3 +180,21 @@ async def test_the_password_of_the_url_is_shown_nowhere(
     worker.terminate()
     assert worker.wait() == 0
     assert SECRET not in worker.log.read_text() + shown
+
+
+async def test_a_worker_whose_rights_are_taken_away_ends_with_3_and_says_so(
+    fresh_server: StartServer, start_worker: StartWorker, pool: str
+) -> None:
+    server = fresh_server("--user", "w", "on", f">{SECRET}", *ALL_RIGHTS)
+    url = server.url.replace("redis://", f"redis://w:{SECRET}@")
+    await open_pool(url, pool)
+    worker = start_worker(url, pool, lease_s=1.2)
+    worker.wait_ready()
+    look = Look(server.url, pool)
+    look("ACL", "SETUSER", "w", "-fcall")
+    look.close()
+    assert worker.wait() == 3
+    told = worker.log.read_text()
+    assert told.splitlines()[-1].startswith("rolloutq worker: Redis at")
+    assert "Traceback" not in told
+    assert SECRET not in told
