@@ -20,9 +20,10 @@ from producer_sdk.results import Results
 from protocols import codec
 from protocols.errors import ConfigError, InvalidRequest
 from protocols.job import DEFAULT_PROTOCOL, Job, Lane, Reply
-from protocols.queue.broker import Broker, check_job
+from protocols.queue.broker import Broker
 from protocols.queue.keys import Keys
 from protocols.queue.link import check_url
+from protocols.queue.rows import check_job
 from protocols.rollout_state import SampleParams, TokenIds
 
 CANCEL_MOST = 500

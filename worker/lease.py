@@ -1,7 +1,7 @@
 """Leases held, and what keeps them: a thread with a connection of its own, which generation cannot block.
 
-It renews the leases and passes on the orders that come back, says that the worker lives, and sweeps
-the pool.
+It renews the leases, carries out what was generated as checkpoints and brings back orders, says that
+the worker lives, and sweeps the pool.
 """
 
 import asyncio
@@ -11,15 +11,19 @@ import time
 from collections.abc import Callable
 
 from protocols.cancellation import cancel
-from protocols.queue.broker import Broker, Lease, Renewal
-from protocols.queue.link import Link
+from protocols.queue.broker import Broker
+from protocols.queue.link import Link, Listener
+from protocols.queue.rows import Hold, Renewal
 from worker.controller import Desired
+from worker.pipeline import Attempt
 
 BEAT_S = 2.0
 WORKER_TTL_S = 600
 SWEEP_S = 1.0
 SWEEP_JOBS = 200
 ORPHANS_EVERY_S = 10.0
+TICK_S = 0.2
+RENEW_MOST = 128
 JOIN_S = 5.0
 
 log = logging.getLogger("rolloutq.lease")
@@ -68,20 +72,22 @@ class LeaseKeeper:
     ) -> None:
         self._url, self._pool, self._worker = url, pool, worker
         self._lease_s, self._crash_limit = lease_s, crash_limit
-        self._held: dict[str, Lease] = {}
+        self._held: dict[str, Attempt] = {}
+        self._renewed_s = 0.0
+        self._rung: asyncio.Event
         self._desired = Desired()
         self._stop: Callable[[], object] = lambda: None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
         self._facts: Callable[[], dict[str, str | int]] = dict
-        self._obey: Callable[[Lease, Renewal], object] = _ignore
+        self._obey: Callable[[Attempt, Renewal], object] = _ignore
         self._broken: Callable[[Exception], object] = _ignore
 
     def start(
         self,
         *,
         facts: Callable[[], dict[str, str | int]],
-        obey: Callable[[Lease, Renewal], object],
+        obey: Callable[[Attempt, Renewal], object],
         broken: Callable[[Exception], object],
     ) -> None:
         """Begin; the first heartbeat goes out at once.
@@ -98,13 +104,13 @@ class LeaseKeeper:
         self._stop()
         self._thread.join(JOIN_S)
 
-    def hold(self, lease: Lease) -> None:
-        """Renew this lease from now on."""
-        self._held[lease.job_id] = lease
+    def hold(self, attempt: Attempt) -> None:
+        """Renew this attempt's lease from now on."""
+        self._held[attempt.lease.job_id] = attempt
 
-    def drop(self, lease: Lease) -> None:
+    def drop(self, attempt: Attempt) -> None:
         """Renew it no longer."""
-        self._held.pop(lease.job_id, None)
+        self._held.pop(attempt.lease.job_id, None)
 
     def _run(self) -> None:
         try:
@@ -114,6 +120,7 @@ class LeaseKeeper:
 
     async def _keep(self) -> None:
         stopped = asyncio.Event()
+        self._rung = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(stopped.set)
         link = Link(self._url, name=f"{self._worker}:keeper", outage_s=24 * 3600.0)
@@ -125,6 +132,7 @@ class LeaseKeeper:
                     tasks.create_task(self._renewing(broker)),
                     tasks.create_task(self._beating(broker, contact)),
                     tasks.create_task(self._sweeping(broker, contact)),
+                    tasks.create_task(self._listening(broker.keys.bell)),
                 ]
                 await stopped.wait()
                 await cancel(*kept)
@@ -133,16 +141,50 @@ class LeaseKeeper:
 
     async def _renewing(self, broker: Broker) -> None:
         while True:
-            await asyncio.sleep(self._lease_s / 3)
-            leases = list(self._held.values())
-            if not leases:
-                continue
-            pairs = [(lease.job_id, lease.fence) for lease in leases]
-            for lease, answer in zip(
-                leases, await broker.renew(pairs, lease_ms=int(self._lease_s * 1000)), strict=True
-            ):
-                if answer != "held" and self._held.get(lease.job_id) is lease:
-                    self._obey(lease, answer)
+            try:
+                async with asyncio.timeout(min(TICK_S, self._lease_s / 6)):
+                    await self._rung.wait()
+            except TimeoutError:
+                pass
+            everything = self._rung.is_set() or self._renewal_due
+            self._rung.clear()
+            attempts = [a for a in list(self._held.values()) if everything or a.checkpoint.due]
+            if everything:
+                self._renewed_s = time.monotonic()
+            for start in range(0, len(attempts), RENEW_MOST):
+                await self._renew(broker, attempts[start : start + RENEW_MOST])
+
+    @property
+    def _renewal_due(self) -> bool:
+        return time.monotonic() - self._renewed_s >= self._lease_s / 3
+
+    async def _renew(self, broker: Broker, attempts: list[Attempt]) -> None:
+        checkpoints = [attempt.checkpoint for attempt in attempts]
+        segments = [checkpoint.segments() for checkpoint in checkpoints]
+        holds = [
+            Hold(attempt.lease.job_id, attempt.lease.fence, new)
+            for attempt, new in zip(attempts, segments, strict=True)
+        ]
+        answers = await broker.renew(holds, lease_ms=int(self._lease_s * 1000))
+        for attempt, checkpoint, new, answer in zip(
+            attempts, checkpoints, segments, answers, strict=True
+        ):
+            if answer == "gap":
+                checkpoint.rewind()
+            elif answer == "held":
+                checkpoint.written(new)
+            elif self._held.get(attempt.lease.job_id) is attempt:
+                self._obey(attempt, answer)
+
+    async def _listening(self, channel: str) -> None:
+        """Renew at once when the bell names this worker: an order waits."""
+        listener = Listener(self._url, channel, name=f"{self._worker}:bell")
+        try:
+            async for whom in listener:
+                if whom == self._worker:
+                    self._rung.set()
+        finally:
+            await listener.close()
 
     async def _beating(self, broker: Broker, contact: Contact) -> None:
         while True:

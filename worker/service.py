@@ -31,6 +31,7 @@ class Service:
         self.state = "starting"
         self._started_ms = int(time.time() * 1000)
         self._leave = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._failure: Exception | None = None
 
     async def run(self) -> None:
@@ -56,6 +57,7 @@ class Service:
             slots=config.slots,
             lease_s=config.lease_s,
             policy_version=lambda: self.engine.policy_version,
+            pressed=lambda: self.engine.counters()["waiting_samples"] > 0,
         )
         try:
             await broker.prepare()
@@ -83,10 +85,12 @@ class Service:
         if taking.done():
             self._failure = self._failure or _exception_of(taking)
         await cancel(taking, leaving)
-        await consumer.drain(self.config.grace_s)
+        await consumer.drain(self.config.grace_s, self._hurry)
 
     def stop(self) -> None:
-        """Take no more, finish what ends within the grace, hand the rest back."""
+        """Take no more, finish what ends within the grace, hand the rest back; a second time, at once."""
+        if self._leave.is_set():
+            self._hurry.set()
         self._leave.set()
 
     def _keep(self, keeper: LeaseKeeper, consumer: Consumer) -> None:
@@ -98,7 +102,7 @@ class Service:
 
         keeper.start(
             facts=partial(self._facts, consumer),
-            obey=lambda lease, order: loop.call_soon_threadsafe(consumer.obey, lease, order),
+            obey=lambda attempt, order: loop.call_soon_threadsafe(consumer.obey, attempt, order),
             broken=lambda error: loop.call_soon_threadsafe(broken, error),
         )
 

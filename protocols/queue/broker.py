@@ -1,21 +1,16 @@
 """The steps of functions.lua as typed calls. Both sides use them; nothing else talks to the pool's keys."""
 
 import asyncio
-import hashlib
-import re
 import secrets
 import time
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import msgspec
 from redis.exceptions import NoPermissionError, ResponseError
 
-from protocols import codec
 from protocols.control import default_desired
 from protocols.errors import (
-    BodyTooLarge,
     InvalidRequest,
     JobConflict,
     PoolNotPrepared,
@@ -23,9 +18,25 @@ from protocols.errors import (
     RolloutError,
     ServerUnavailable,
 )
-from protocols.job import DEFAULT_PROTOCOL, MAX_BODY_BYTES, Job, JobStatus, Lane, Reply
+from protocols.job import Job, JobStatus, Reply
 from protocols.queue.keys import BELL, GROUP, LANES, Keys
 from protocols.queue.link import Argument, Command, Link
+from protocols.queue.rows import (
+    REPLY_FIELDS,
+    Ending,
+    Failure,
+    Hold,
+    Renewal,
+    Retrial,
+    Swept,
+    Taken,
+    body_hash,
+    fields_of,
+    hold_args,
+    lease_of,
+    reply_of,
+    texts,
+)
 
 SCHEMA = 1
 BACKLOG_JOBS = 100_000
@@ -35,80 +46,7 @@ EARLY_S = 0.02
 LIBRARY = (files("protocols.queue") / "functions.lua").read_text()
 LIBRARY_VERSION = int(LIBRARY.partition("local VERSION = ")[2].partition("\n")[0])
 
-_FIELDS = (
-    "status",
-    "code",
-    "body",
-    "state",
-    "error",
-    "attempts",
-    "worker",
-    "policy_version",
-    "finished_ms",
-)
 _UNPREPARED = ("UNPREPARED", "NOGROUP", "UNBLOCKED", "Function not found")
-
-Renewal = Literal["held", "lost", "cancel", "expire"]
-Retrial = Literal["retry", "dead", "lost"]
-
-
-class Lease(msgspec.Struct, frozen=True):
-    """A job taken: what an attempt works on and proves itself by."""
-
-    job_id: str
-    fence: str
-    """attempt:nonce; every write of the attempt is compared with it."""
-    lane: str
-    left_ms: int | None
-    """What was left to its deadline when it was taken."""
-    fields: dict[bytes, bytes]
-    """The stream entry's fields as they came."""
-
-    @property
-    def attempt(self) -> int:
-        """1 for the first."""
-        return int(self.fence.partition(":")[0])
-
-
-class Ending(msgspec.Struct, frozen=True):
-    """A terminal reply on its way to the server."""
-
-    job_id: str
-    fence: str
-    status: JobStatus
-    code: int
-    body: bytes
-    state: bytes = b""
-    error: str = ""
-    policy_version: int | None = None
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """A failed attempt that may be tried again."""
-
-    job_id: str
-    fence: str
-    delay_ms: int
-    message: str
-
-
-class Taken(NamedTuple):
-    """The answer to a take."""
-
-    gate: str
-    """`open`, `closed`, or `missing` while there is no desired state."""
-    leases: list[Lease]
-
-
-class Swept(NamedTuple):
-    """What a sweep found."""
-
-    reclaimed: int
-    dead: int
-    promoted: int
-    expired: int
-    orphans: int
-
 
 class Broker:
     """The queue of one pool, over one link for short calls."""
@@ -178,7 +116,7 @@ class Broker:
         """For each job its status, or why it was not accepted."""
         args: list[Argument] = []
         for job in jobs:
-            fields = list(_fields_of(job))
+            fields = list(fields_of(job))
             args += (job.id, job.lane, body_hash(job.protocol, job.body), len(fields), *fields)
         answers = await self._step("enqueue", *args)
         return [self._accepted(job, answer) for job, answer in zip(jobs, answers, strict=True)]
@@ -189,10 +127,10 @@ class Broker:
                 f"job id {job.id} was accepted before with another body; choose another id",
                 param="id",
             )
-        if answer == b"full":
+        if answer.startswith(b"full"):
             return QueueFull(
                 f"pool {self.keys.pool} has reached its backlog limit; wait and submit again",
-                retry_after_s=FULL_RETRY_S,
+                retry_after_s=int(answer.split()[1]) / 1000,
             )
         if answer == b"invalid":
             return InvalidRequest("`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
@@ -204,9 +142,9 @@ class Broker:
 
     async def replies(self, job_ids: Sequence[str]) -> list[Reply | JobStatus | None]:
         """For each its terminal reply, its status while it has none, or None where it is unknown."""
-        commands = [["HMGET", self.keys.reply(job_id), *_FIELDS] for job_id in job_ids]
+        commands = [["HMGET", self.keys.reply(job_id), *REPLY_FIELDS] for job_id in job_ids]
         answers = await self.link.calls(commands)
-        return [_reply_of(job_id, row) for job_id, row in zip(job_ids, answers, strict=True)]
+        return [reply_of(job_id, row) for job_id, row in zip(job_ids, answers, strict=True)]
 
     async def collected(self, replies: Iterable[Reply]) -> None:
         """Say that their owner has these replies: ten minutes later only tombstones are kept."""
@@ -230,16 +168,28 @@ class Broker:
     # what workers call
 
     async def take(
-        self, worker: str, nonce: str, slots: int, *, lease_ms: int, policy_version: int
+        self,
+        worker: str,
+        nonce: str,
+        slots: int,
+        *,
+        lease_ms: int,
+        policy_version: int,
+        holding: int = 0,
     ) -> Taken:
-        """Read up to `slots` jobs and begin them. The same nonce gives the same jobs again."""
-        gate, rows = await self._step("take", worker, nonce, slots, lease_ms, policy_version)
-        return Taken(gate.decode(), [_lease_of(row) for row in rows])
+        """Read up to `slots` jobs and begin them, for a worker that holds `holding` already.
 
-    async def renew(self, leases: Sequence[tuple[str, str]], *, lease_ms: int) -> list[Renewal]:
-        """Extend leases given as (job id, fence)."""
-        answers = await self._step("renew", lease_ms, *(part for pair in leases for part in pair))
-        return [answer.decode() for answer in answers]
+        The same nonce gives the same jobs again.
+        """
+        gate, rows, hold = await self._step(
+            "take", worker, nonce, slots, lease_ms, policy_version, holding
+        )
+        return Taken(gate.decode(), [lease_of(row) for row in rows], hold == 1)
+
+    async def renew(self, holds: Sequence[Hold], *, lease_ms: int) -> list[Renewal]:
+        """Extend leases and write down what was generated."""
+        args = [arg for hold in holds for arg in hold_args(hold)]
+        return [answer.decode() for answer in await self._step("renew", lease_ms, *args)]
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         """For each whether its reply was accepted; False: the lease was lost, nothing was written."""
@@ -262,13 +212,13 @@ class Broker:
         """For each whether it will run again, has become a dead letter, or was lost."""
         args: list[Argument] = [limit]
         for failure in failures:
-            args += (failure.job_id, failure.fence, failure.delay_ms, failure.message)
+            args += (*hold_args(failure.hold), failure.delay_ms, failure.message)
         return [answer.decode() for answer in await self._step("fail", *args)]
 
-    async def release(self, leases: Sequence[tuple[str, str]]) -> list[bool]:
-        """Hand jobs back, given as (job id, fence); for each whether the lease was still held."""
-        answers = await self._step("release", *(part for pair in leases for part in pair))
-        return [answer == 1 for answer in answers]
+    async def release(self, holds: Sequence[Hold]) -> list[bool]:
+        """Hand jobs back with what was generated; for each whether the lease was still held."""
+        args = [arg for hold in holds for arg in hold_args(hold)]
+        return [answer == 1 for answer in await self._step("release", *args)]
 
     async def sweep(self, *, most: int, crash_limit: int, reclaim: bool, orphan_ms: int) -> Swept:
         """Reclaim, promote, expire and tidy up to `most` jobs each; `orphan_ms` 0 looks for no orphans."""
@@ -289,7 +239,7 @@ class Broker:
         wanted = [part for pair in (desired or {}).items() for part in pair]
         told = [part for pair in facts.items() for part in pair]
         now_ms, flat = await self._step("beat", worker, ttl_ms, len(wanted), *wanted, *told)
-        return now_ms, _texts(flat)
+        return now_ms, texts(flat)
 
     async def leave(self, worker: str) -> None:
         """Say that a worker is gone for good."""
@@ -324,7 +274,7 @@ class Broker:
         ids = await self.link.call("ZRANGEBYSCORE", self.keys.workers, now_ms - seen_ms, "+inf")
         rows = await self.link.calls([["HGETALL", self.keys.worker(raw.decode())] for raw in ids])
         return {
-            raw.decode(): {k: v for k, v in _texts(row).items() if not k.startswith("take_")}
+            raw.decode(): {k: v for k, v in texts(row).items() if not k.startswith("take_")}
             for raw, row in zip(ids, rows, strict=True)
         }
 
@@ -347,54 +297,13 @@ class Broker:
 
     async def desired(self) -> dict[str, str]:
         """The desired state; empty where there is none."""
-        return _texts(await self.link.call("HGETALL", self.keys.desired))
+        return texts(await self.link.call("HGETALL", self.keys.desired))
 
     async def history(self, job_id: str) -> dict[str, str]:
         """What the reply hash says beside body and state; empty where the job is unknown."""
         row = await self.link.call("HGETALL", self.keys.reply(job_id))
         pairs = zip(row[::2], row[1::2], strict=True)
         return {k.decode(): v.decode() for k, v in pairs if k not in (b"body", b"state")}
-
-
-def body_hash(protocol: str, body: bytes) -> str:
-    """What tells two bodies of one job id apart: SHA-1 of protocol and bytes."""
-    return hashlib.sha1(protocol.encode() + b"\0" + body, usedforsecurity=False).hexdigest()
-
-
-def check_job(job: Job) -> Job:
-    """The job, if the queue would take it; else InvalidRequest or BodyTooLarge."""
-    if not codec.JOB_ID.fullmatch(job.id):
-        raise InvalidRequest(f"`id` {job.id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
-    if len(job.body) > MAX_BODY_BYTES:
-        raise BodyTooLarge(
-            f"`body`: {len(job.body)} bytes; the limit is {MAX_BODY_BYTES}", param="body"
-        )
-    return job
-
-
-def job_of(lease: Lease) -> Job:
-    """The typed job of a stream entry; an InvalidRequest names the field that is wrong."""
-    fields = lease.fields
-    if b"body" not in fields:
-        raise InvalidRequest("`body`: missing; XADD … body '{\"messages\": […]}'", param="body")
-    return check_job(
-        Job(
-            id=lease.job_id,
-            body=fields[b"body"],
-            protocol=protocol_of(lease),
-            group=_text(fields, b"group"),
-            session=_text(fields, b"session"),
-            timeout_ms=_number(fields, b"timeout_ms", least=1),
-            min_version=_number(fields, b"min_version", least=0),
-            max_staleness=_number(fields, b"max_staleness", least=0),
-            reply_ttl_ms=_number(fields, b"reply_ttl_ms", least=1) or Job.__struct_defaults__[-1],
-        )
-    )
-
-
-def protocol_of(lease: Lease) -> str:
-    """The dialect that the entry names."""
-    return _text(lease.fields, b"protocol") or DEFAULT_PROTOCOL
 
 
 def _lacks_preparation(error: ResponseError) -> bool:
@@ -414,85 +323,3 @@ def refusal(error: ResponseError, address: str) -> RolloutError:
     return ServerUnavailable(f"Redis at {address} refuses: {error}")
 
 
-def _fields_of(job: Job) -> Iterable[Argument]:
-    yield from ("body", job.body)
-    for name, default in _OPTIONAL:
-        value: Argument | None = getattr(job, name)
-        if value != default and value is not None:
-            yield from (name, value)
-
-
-_OPTIONAL = [
-    (field.name, field.default)
-    for field in msgspec.structs.fields(Job)
-    if field.name not in ("id", "body", "lane")
-]
-
-
-def _text(fields: dict[bytes, bytes], name: bytes) -> str | None:
-    value = fields.get(name)
-    return None if value is None else value.decode("utf-8", "replace")
-
-
-def _number(fields: dict[bytes, bytes], name: bytes, *, least: int) -> int | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    if not re.fullmatch(rb"\d{1,13}", value) or int(value) < least:
-        field = name.decode()
-        raise InvalidRequest(f"`{field}`: a whole number from {least} to 10^13 - 1", param=field)
-    return int(value)
-
-
-def _lease_of(row: list[Any]) -> Lease:
-    _, job_id, fence, lane, left_ms, flat = row
-    return Lease(
-        job_id=job_id.decode(),
-        fence=fence.decode(),
-        lane=lane.decode(),
-        left_ms=None if left_ms == b"" else int(left_ms),
-        fields=dict(zip(flat[::2], flat[1::2], strict=True)),
-    )
-
-
-def _reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
-    status, code, body, state, error, attempts, worker, version, finished_ms = row
-    if status is None:
-        return None
-    known = JobStatus(status.decode())
-    if not known.terminal:
-        return known
-    return Reply(
-        job_id=job_id,
-        status=known,
-        code=int(code or 0),
-        body=body or b"{}",
-        packed_state=state or b"",
-        error=error.decode() if error else None,
-        attempts=int(attempts or 0),
-        worker=worker.decode() if worker else None,
-        policy_version=int(version) if version else None,
-        finished_ms=int(finished_ms or 0),
-    )
-
-
-def _texts(flat: list[bytes]) -> dict[str, str]:
-    return {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}
-
-
-__all__ = [
-    "Broker",
-    "Ending",
-    "Failure",
-    "Lane",
-    "Lease",
-    "Renewal",
-    "Retrial",
-    "Swept",
-    "Taken",
-    "body_hash",
-    "check_job",
-    "job_of",
-    "protocol_of",
-    "refusal",
-]

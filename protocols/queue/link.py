@@ -9,7 +9,7 @@ shape of answers.
 import asyncio
 import logging
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
@@ -172,6 +172,19 @@ class Link:
             raise answers[0]
         return answers
 
+    async def subscribed(self, channel: str) -> AsyncIterator[str]:
+        """What is published from now on; raises when the connection breaks. Uses up the link."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                connection = await self._open()
+                await connection.send_command("SUBSCRIBE", channel, check_health=False)
+            while True:
+                kind, _, told = await self._answer(connection)
+                if kind == b"message":
+                    yield told.decode(errors="replace")
+        finally:
+            self._drop()
+
     async def _answer(self, connection: Connection) -> Any:  # noqa: ANN401 - as sent
         try:
             return cast("Any", await connection.read_response())
@@ -199,3 +212,28 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect()
+
+
+class Listener:
+    """What is published on one channel, on a connection of its own; what is missed is missed."""
+
+    def __init__(self, url: str, channel: str, *, name: str) -> None:
+        self._link = Link(url, name=name)
+        self._channel = channel
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """The messages, for as long as the task lives, with full jitter after a break."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                async for message in self._link.subscribed(self._channel):
+                    pause_s = FIRST_PAUSE_S
+                    yield message
+            except (*_BROKEN, RedisError) as error:
+                _pass_cancellation(error)
+            await asyncio.sleep(random.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._link.close()
