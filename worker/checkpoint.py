@@ -60,7 +60,10 @@ class Checkpoint:
 
 
 def _new(sample: Sample, index: int, start: int) -> list[Segment]:
-    finish_reason, end = sample.finish_reason, len(sample.ids)  # in this order: an ended one is whole
+    finish_reason, end = (
+        sample.finish_reason,
+        len(sample.ids),
+    )  # in this order: an ended one is whole
     if end <= start:
         return []
     cuts = [start, *(at for _, at in sample.versions if start < at < end), end]

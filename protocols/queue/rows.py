@@ -84,6 +84,23 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
 
 
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A job that ended because its attempts did, with what is needed to try it again."""
+
+    entry: str
+    """Its place in `P:dead`."""
+    job_id: str
+    reason: str
+    """`crashes` or `failures`."""
+    attempts: int
+    lane: str
+    error: str
+    events: tuple[str, ...]
+    """`<server ms> <what happened>`, oldest first."""
+    fields: dict[bytes, bytes]
+    """The job's stream fields; empty where its entry was gone."""
+
+
 class Taken(NamedTuple):
     """The answer to a take."""
 
@@ -146,6 +163,7 @@ def protocol_of(lease: Lease) -> str:
 
 
 def fields_of(job: Job) -> Iterable[Argument]:
+    """A job's stream fields, those at their default left out."""
     yield from ("body", job.body)
     for name, default in _OPTIONAL:
         value: Argument | None = getattr(job, name)
@@ -164,6 +182,18 @@ def _finish_reason(raw: bytes) -> FinishReason | None:
     return msgspec.convert(raw.decode(), FinishReason) if raw else None
 
 
+_LETTER_FIELDS = {
+    b"job",
+    b"reason",
+    b"attempts",
+    b"lane",
+    b"workers",
+    b"error",
+    b"events",
+    b"id",
+}
+
+
 def _text(fields: dict[bytes, bytes], name: bytes) -> str | None:
     value = fields.get(name)
     return None if value is None else value.decode("utf-8", "replace")
@@ -180,6 +210,7 @@ def _number(fields: dict[bytes, bytes], name: bytes, *, least: int) -> int | Non
 
 
 def lease_of(row: list[Any]) -> Lease:
+    """A job as `take` gives it."""
     _, job_id, fence, lane, left_ms, flat, kept = row
     return Lease(
         job_id=job_id.decode(),
@@ -219,6 +250,7 @@ def hold_args(hold: Hold) -> Iterable[Argument]:
 
 
 def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
+    """A reply hash's `REPLY_FIELDS`."""
     status, code, body, state, error, attempts, worker, version, finished_ms = row
     if status is None:
         return None
@@ -239,7 +271,21 @@ def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
     )
 
 
+def letter_of(entry: bytes, flat: list[bytes]) -> DeadLetter:
+    """An entry of `P:dead`."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    return DeadLetter(
+        entry=entry.decode(),
+        job_id=fields[b"job"].decode(),
+        reason=fields[b"reason"].decode(),
+        attempts=int(fields[b"attempts"]),
+        lane=fields[b"lane"].decode(),
+        error=fields[b"error"].decode(),
+        events=tuple(filter(None, fields[b"events"].decode().split(";"))),
+        fields={name: value for name, value in fields.items() if name not in _LETTER_FIELDS},
+    )
+
+
 def texts(flat: list[bytes]) -> dict[str, str]:
+    """Pairs of a hash."""
     return {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}
-
-
