@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer_sdk.courier import Courier
@@ -72,10 +73,7 @@ class Client:
 
         Connects when first used. Raises ConfigError where a setting is wrong.
         """
-        given = {"url": url, "pool": pool, "run": run, "no_worker_s": no_worker_s}
-        self.settings = Settings().model_copy(
-            update={name: value for name, value in given.items() if value is not None}
-        )
+        self.settings = _settings(url=url, pool=pool, run=run, no_worker_s=no_worker_s)
         check_url(self.settings.url)
         Keys(self.settings.pool)
         self._reset()
@@ -258,6 +256,16 @@ class Client:
                 max_staleness=options.get("max_staleness"),
             )
         )
+
+
+def _settings(**given: Any) -> Settings:  # noqa: ANN401 - judged here
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        (where, *_), told = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        raise ConfigError(
+            f"{where}: {told}; by argument or ROLLOUTQ_{str(where).upper()}", param=str(where)
+        ) from None
 
 
 def _checked_lane(lane: Lane) -> Lane:

@@ -7,6 +7,7 @@ again every few seconds and after a break.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import os
 import secrets
@@ -18,7 +19,14 @@ from typing import TypeVar
 
 from producer_sdk.fleet import SEEN_MS, no_live_worker
 from protocols.cancellation import cancel
-from protocols.errors import JobNotFound, NoLiveWorker, QueueFull, RolloutError, ServerUnavailable
+from protocols.errors import (
+    JobNotFound,
+    NoLiveWorker,
+    QueueError,
+    QueueFull,
+    RolloutError,
+    ServerUnavailable,
+)
 from protocols.job import Job, JobStatus, Reply
 from protocols.queue.broker import Broker
 from protocols.queue.coalesce import Coalescer
@@ -66,6 +74,7 @@ class Courier:
         self.pid = os.getpid()
         self.inbox = f"{self.pid}-{secrets.token_hex(6)}"
         self._outstanding: dict[str, Outstanding] = {}
+        self._refused: dict[ReplyFuture, Job] = {}
         self._arriving: deque[tuple[Job | str, ReplyFuture]] = deque()
         self._woken = False
         self._closing = False
@@ -142,8 +151,9 @@ class Courier:
         self._take_in()
         await self._enqueue.close()
         await cancel(*tasks)
-        await self._tell_collected()
         self._fail_all(RolloutError("the client was closed; client.get(job_id) asks again"))
+        with contextlib.suppress(QueueError):  # it only saves memory
+            await self._tell_collected()
         await writing.close()
         await waiting.close()
 
@@ -160,7 +170,8 @@ class Courier:
     def _send(self, job: Job, future: ReplyFuture) -> None:
         def told(answer: JobStatus | RolloutError | Exception) -> None:
             if isinstance(answer, QueueFull) and not self._closing:
-                self._loop.call_later(answer.retry_after_s or 1.0, self._send, job, future)
+                self._refused[future] = job
+                self._loop.call_later(answer.retry_after_s or 1.0, self._send_again, future)
             elif isinstance(answer, Exception):
                 future.set_exception(answer)
             else:
@@ -169,6 +180,12 @@ class Courier:
                     self._look(job.id)
 
         self._enqueue.put(job, told)
+
+    def _send_again(self, future: ReplyFuture) -> None:
+        """Send what the full pool refused, unless its waiter has been told something else."""
+        job = self._refused.pop(future, None)
+        if job is not None:
+            self._send(job, future)
 
     def _expect(self, job_id: str, future: ReplyFuture) -> Outstanding:
         entry = self._outstanding.get(job_id)
@@ -228,12 +245,12 @@ class Courier:
             await asyncio.sleep(WATCH_S)
             try:
                 await self._tell_collected()
-                if not self._outstanding:
+                if not self._outstanding and not self._refused:
                     self._alone_since = None
                     continue
                 self._look_again(REREAD_MOST)
                 await self._notice_dead_fleet()
-            except ServerUnavailable:
+            except QueueError:
                 log.warning("no answer from the server while jobs are outstanding")
 
     async def _tell_collected(self) -> None:
@@ -260,5 +277,8 @@ class Courier:
 
     def _fail_all(self, error: Exception) -> None:
         outstanding, self._outstanding = self._outstanding, {}
+        refused, self._refused = self._refused, {}
         for entry in outstanding.values():
             entry.fail(error)
+        for future in refused:
+            future.set_exception(error)

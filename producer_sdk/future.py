@@ -24,18 +24,19 @@ class Pending(Generic[Value]):
 
     def result(self, timeout: float | None = None) -> Value:
         """The answer; raises ResultTimeout after `timeout` seconds, while the work goes on."""
-        try:
-            return self._inner.result(timeout)
-        except concurrent.futures.TimeoutError as error:
-            if self._inner.done():  # the answer itself is a time-out
-                raise
-            raise ResultTimeout(
-                f"{self._what}: no answer within {timeout:g} s; it goes on, ask again"
-            ) from error
+        self._wait(timeout)
+        return self._inner.result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The error that stands for the answer, if one does."""
-        return self._inner.exception(timeout)
+        """The error that stands for the answer, if one does; raises ResultTimeout as `result` does."""
+        self._wait(timeout)
+        return self._inner.exception()
+
+    def _wait(self, timeout: float | None) -> None:
+        if not concurrent.futures.wait([self._inner], timeout).done:
+            raise ResultTimeout(
+                f"{self._what}: no answer within {timeout:g} s; it goes on, ask again"
+            )
 
     def add_done_callback(self, call: Callable[["Pending[Value]"], object]) -> None:
         """Call once with this when the answer is there, from the client's own thread or at once."""
@@ -51,7 +52,7 @@ class Pending(Generic[Value]):
                 if not waiter.done():
                     waiter.set_result(None)
 
-            self._inner.add_done_callback(lambda _: _call_soon(loop, wake))
+            self._inner.add_done_callback(lambda _: call_soon(loop, wake))
             yield from waiter
         return self._inner.result(0)
 
@@ -97,7 +98,8 @@ def converted(
     return outer
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+def call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    """Call in the loop, from any thread, unless the loop has ended meanwhile."""
     try:
         loop.call_soon_threadsafe(call)
     except RuntimeError:  # the loop that waited is closed: nobody waits any more

@@ -4,9 +4,10 @@ import asyncio
 import queue
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
-from producer_sdk.future import Pending
+from producer_sdk.future import Pending, call_soon
 from producer_sdk.progress import Progress
 from protocols.errors import ResultTimeout
 
@@ -53,9 +54,7 @@ class Results(Generic[Value]):
         loop = asyncio.get_running_loop()
         done: asyncio.Queue[Pending[Value]] = asyncio.Queue()
         for future in self._futures:
-            future.add_done_callback(
-                lambda ready: loop.call_soon_threadsafe(done.put_nowait, ready)
-            )
+            future.add_done_callback(lambda ready: call_soon(loop, partial(done.put_nowait, ready)))
         deadline = None if self._timeout is None else loop.time() + self._timeout
         with Progress(len(self._futures), shown=self._progress) as progress:
             for count in range(len(self._futures)):

@@ -33,13 +33,18 @@ _COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line, without the program's name; the exit code."""
+def main() -> int:
+    """What the installed command runs."""
     # A command says itself what it waits for, and what a link would warn of is the error that ends it.
     logging.getLogger("rolloutq").setLevel(logging.ERROR)
+    return run(sys.argv[1:])
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command line, without the program's name; the exit code."""
     try:
         code = _app()(
-            sys.argv[1:] if argv is None else argv,
+            argv,
             exit_on_error=False,
             print_error=False,
             result_action="return_value",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Never
 
 from producer_sdk.cli.demo_jobs import SAMPLES, Sent, send_all
-from producer_sdk.cli.demo_report import table, verdict
+from producer_sdk.cli.demo_report import answers, verdict
 from producer_sdk.cli.process import ended_by_signals
 from producer_sdk.cli.screen import say, show
 from producer_sdk.cli.server import free_port
@@ -23,9 +23,9 @@ from protocols.queue.broker import Broker
 READY_LIMIT_S = 300.0
 ANSWER_LIMIT_S = 180.0
 STRIKE_LIMIT_S = 60.0
-STRIKE_POLL_S = 0.1
-STRIKE_JOBS, STRIKE_TOKENS = 2, 40
-"""The worker is killed when it holds so many jobs and has generated so many tokens."""
+STRIKE_POLL_S = 0.05
+STRIKE_JOBS = 2
+"""A worker that holds fewer is not worth killing."""
 WORKERS = ("anna", "bert")
 FLAGS = {"slots": "8", "lease-s": "4", "grace-s": "1"}
 
@@ -60,7 +60,7 @@ def demo(*, engine: Literal["torch", "scripted"] = "torch", keep: bool = False) 
 
 
 def _plan(folder: Path, engine: str) -> Plan:
-    flags = {"engine": engine, **FLAGS, **threads_each(len(WORKERS))}
+    flags = {"engine": engine, "model": "smollm2", **FLAGS, **threads_each(len(WORKERS))}
     return Plan(free_port(), "demo", folder, False, WORKERS, flags, worker_logs=True)
 
 
@@ -75,11 +75,9 @@ def _perform(stack: Stack, *, scripted: bool) -> None:
     with Client(stack.where.url, pool=stack.where.pool) as client:
         sent = send_all(client, scripted=scripted)
         fault, replies = _see_through(stack, sent)
-    show(
-        table(sent, replies, fault.held),
-        verdict(replies, fault.worker, fault.held, time.monotonic() - began),
-    )
-    _check(replies, fault)
+    took_s = time.monotonic() - began
+    show(*answers(sent, replies, fault.held), verdict(replies, fault.worker, fault.held, took_s))
+    check(replies, fault)
 
 
 def _see_through(stack: Stack, sent: Sequence[Sent]) -> tuple[Fault, list[Reply]]:
@@ -95,33 +93,43 @@ def _see_through(stack: Stack, sent: Sequence[Sent]) -> tuple[Fault, list[Reply]
 
 
 def _strike(stack: Stack, job_ids: Sequence[str]) -> Fault:
-    """Kill the worker that holds most, once it is in the middle of them."""
+    """Once the first job is answered, kill the worker that holds most of the others."""
     give_up_at = time.monotonic() + STRIKE_LIMIT_S
     while time.monotonic() < give_up_at:
-        held = _held(stack, job_ids)
-        victim = max(stack.workers, key=lambda name: len(held[name]))
-        tokens = stack.fleet().workers.get(victim, {}).get("generated_tokens", "0")
-        if len(held[victim]) >= STRIKE_JOBS and int(tokens) >= STRIKE_TOKENS:
+        jobs = _look(stack, job_ids)
+        victim = max(stack.workers, key=lambda name: len(_held(jobs, name)))
+        if _answered(jobs) and len(_held(jobs, victim)) >= STRIKE_JOBS:
             stack.workers[victim].kill()
-            return Fault(victim, frozenset(_held(stack, job_ids)[victim]))
+            return Fault(victim, _held(_look(stack, job_ids), victim))
+        if _answered(jobs) == len(jobs):
+            break
         time.sleep(STRIKE_POLL_S)
-    raise RolloutError("no worker could be killed in the middle of its jobs: they ended too soon")
+    raise RolloutError("no worker could be killed between the first answer and the last ones")
 
 
-def _held(stack: Stack, job_ids: Sequence[str]) -> dict[str, list[str]]:
-    """By worker, the jobs that it holds leases of; of a dead one, until they run out."""
+def _look(stack: Stack, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What the reply keys say, by job."""
 
-    async def read(broker: Broker) -> list[dict[str, str]]:
-        return [await broker.history(job_id) for job_id in job_ids]
+    async def read(broker: Broker) -> dict[str, dict[str, str]]:
+        return {job_id: await broker.history(job_id) for job_id in job_ids}
 
-    held: dict[str, list[str]] = {name: [] for name in stack.workers}
-    for job_id, told in zip(job_ids, ask(stack.where, read), strict=True):
-        if told.get("status") == JobStatus.RUNNING:
-            held[told["worker"]].append(job_id)
-    return held
+    return ask(stack.where, read)
 
 
-def _check(replies: Sequence[Reply], fault: Fault) -> None:
+def _answered(jobs: dict[str, dict[str, str]]) -> int:
+    return sum("finished_ms" in told for told in jobs.values())
+
+
+def _held(jobs: dict[str, dict[str, str]], worker: str) -> frozenset[str]:
+    """The jobs that it holds leases of; of a dead one, until they run out."""
+    return frozenset(
+        job_id
+        for job_id, told in jobs.items()
+        if told.get("status") == JobStatus.RUNNING and told.get("worker") == worker
+    )
+
+
+def check(replies: Sequence[Reply], fault: Fault) -> None:
     """Raises RolloutError unless every job completed and the fault was one."""
     for reply in replies:
         if reply.status is not JobStatus.COMPLETED:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from producer_sdk.cli.request import asking
 from producer_sdk.client import Client
 from producer_sdk.future import Pending
 from producer_sdk.group import Group
@@ -13,20 +14,16 @@ TOKENS, GROUP_TOKENS, SAMPLES = 48, 24, 8
 MS_PER_TOKEN = 80
 """The scripted engine's pace, so that it can be killed in the middle."""
 
-_CHATS = (
-    "What is the capital of France?",
-    "Name three primary colors.",
-    "Why is the sky blue? Answer in one sentence.",
-    "Write a haiku about the sea.",
-)
-_LETTERS = (
-    "Give me one tip for sleeping better.",
-    "What is water made of?",
-    "Tell me a short joke about a cat.",
-)
-_TURNS = (
-    "Translate 'good morning' into Spanish.",
-    "How many days are in a week?",
+_PROMPTS = (
+    ("chat-1", "openai.chat", "What is the capital of France?"),
+    ("chat-2", "openai.chat", "Name three primary colors."),
+    ("chat-3", "openai.chat", "Why is the sky blue? Answer in one sentence."),
+    ("chat-4", "openai.chat", "Write a haiku about the sea."),
+    ("claude-1", "claude.messages", "Give me one tip for sleeping better."),
+    ("claude-2", "claude.messages", "What is water made of?"),
+    ("claude-3", "claude.messages", "Tell me a short joke about a cat."),
+    ("generate-1", "generate", "Translate 'good morning' into Spanish."),
+    ("generate-2", "generate", "How many days are in a week?"),
 )
 _BEGINNING = "Once upon a time, in a small village by the river,"
 _GROUP = "Invent a name for a friendly robot, and say why it fits."
@@ -49,39 +46,27 @@ class Sent:
 def send_all(client: Client, *, scripted: bool) -> list[Sent]:
     """Submit everything: ten prompts and a group of `SAMPLES`."""
     pace: dict[str, Any] = {"rollout": {"script": {"ms_per_token": MS_PER_TOKEN}}}
-    bodies = [
-        (name, protocol, body | (pace if scripted else {})) for name, protocol, body in _bodies()
-    ]
     sent = [
-        Sent(name, protocol, client.submit(body, protocol=protocol, job_id=name))
-        for name, protocol, body in bodies
+        Sent(
+            job_id,
+            protocol,
+            client.submit(body | (pace if scripted else {}), protocol=protocol, job_id=job_id),
+        )
+        for job_id, protocol, body in bodies()
     ]
-    params = SampleParams(max_tokens=GROUP_TOKENS, temperature=1.0)
-    group = client.sample(_user(_GROUP), n=SAMPLES, params=params, job_id="group")
+    group = client.sample(
+        [{"role": "user", "content": _GROUP}],
+        n=SAMPLES,
+        params=SampleParams(max_tokens=GROUP_TOKENS, temperature=1.0),
+        job_id="group",
+    )
     return [*sent, Sent("group", "generate", group)]
 
 
-def _bodies() -> list[tuple[str, str, dict[str, Any]]]:
-    """(job id, protocol, request body)."""
-    limit = {"max_tokens": TOKENS, "temperature": 0}
-    within = {"sample_params": limit}
-    return [
-        *((f"chat-{i}", "openai.chat", _asking(text) | limit) for i, text in enumerate(_CHATS, 1)),
-        *(
-            (f"claude-{i}", "claude.messages", _asking(text) | limit)
-            for i, text in enumerate(_LETTERS, 1)
-        ),
-        *(
-            (f"generate-{i}", "generate", _asking(text) | within)
-            for i, text in enumerate(_TURNS, 1)
-        ),
-        ("generate-text", "generate", {"prompt": _BEGINNING} | within),
+def bodies() -> list[tuple[str, str, dict[str, Any]]]:
+    """(job id, protocol, request body) of every single prompt."""
+    limits = {"max_tokens": TOKENS, "temperature": 0}
+    made = [
+        (job_id, protocol, asking(text, protocol, **limits)) for job_id, protocol, text in _PROMPTS
     ]
-
-
-def _asking(text: str) -> dict[str, Any]:
-    return {"messages": _user(text)}
-
-
-def _user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+    return [*made, ("generate-text", "generate", {"prompt": _BEGINNING, "sample_params": limits})]

@@ -1,52 +1,44 @@
 """What `rolloutq demo` shows in the end."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from textwrap import shorten
 
-from rich.table import Table
+from rich.text import Text
 
 from producer_sdk.cli.answer import failure, mean_logprob
 from producer_sdk.cli.demo_jobs import Sent
 from protocols.job import JobStatus, Reply
+from protocols.rollout_state import RolloutState
+
+TEXT_CHARS = 74
+_ROW = "{:<15}{:<16}{:>7}{:>11}   {:<7}{:>9}"
 
 
-def table(sent: Sequence[Sent], replies: Sequence[Reply], held: Collection[str]) -> Table:
-    """A row for each sample; the jobs in `held` were generated again."""
-    made = Table("job", "dialect")
-    made.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
-    for name in ("tokens", "mean logp", "worker", "attempts"):
-        made.add_column(name, justify="left" if name == "worker" else "right")
+def answers(
+    sent: Sequence[Sent], replies: Sequence[Reply], held: Collection[str]
+) -> Iterator[Text]:
+    """A row of figures for each sample, its text below; the jobs in `held`, generated again, stand out."""
+    yield Text(_ROW.format("job", "dialect", "tokens", "mean logp", "worker", "attempts"), "dim")
     for job, reply in zip(sent, replies, strict=True):
-        style = "bold" if job.job_id in held else None
-        for row in _rows(reply):
-            made.add_row(
-                _name(job.job_id, reply, row[0]),
-                job.protocol,
-                *row[1:],
-                reply.worker or "",
-                str(reply.attempts),
-                style=style,
-            )
-    return made
+        style = "bold" if job.job_id in held else ""
+        for name, tokens, logprob, text in _samples(job.job_id, reply):
+            end = (reply.worker or "nobody", reply.attempts)
+            yield Text(_ROW.format(name, job.protocol, tokens, logprob, *end), style)
+            yield Text(f"    {shorten(text, TEXT_CHARS, placeholder=' …')}", style)
 
 
-def _rows(reply: Reply) -> list[tuple[int, str, str, str]]:
-    """(index, text, tokens, mean log-probability) of each sample; why there is none where it failed."""
+def _samples(job_id: str, reply: Reply) -> list[tuple[str, str, str, str]]:
+    """(name, tokens, mean log-probability, text) of each; why there is none where the job failed."""
     failed = failure(reply)
     if failed is not None:
-        return [(0, failed, "", "")]
-    return [
-        (
-            state.index,
-            " ".join(state.text.split()),
-            str(len(state.response_ids)),
-            f"{mean_logprob(state):.3f}",
-        )
-        for state in reply.states
-    ]
+        return [(job_id, "", "", failed)]
+    if len(reply.states) == 1:
+        return [(job_id, *_figures(reply.states[0]))]
+    return [(f"{job_id}/{state.index}", *_figures(state)) for state in reply.states]
 
 
-def _name(job_id: str, reply: Reply, index: int) -> str:
-    return f"{job_id}/{index}" if len(reply.states) > 1 else job_id
+def _figures(state: RolloutState) -> tuple[str, str, str]:
+    return str(len(state.response_ids)), f"{mean_logprob(state):.3f}", state.text
 
 
 def verdict(replies: Sequence[Reply], killed: str, held: Collection[str], took_s: float) -> str:
@@ -54,6 +46,6 @@ def verdict(replies: Sequence[Reply], killed: str, held: Collection[str], took_s
     answered = sum(reply.status is JobStatus.COMPLETED for reply in replies)
     again = sorted({reply.worker or "nobody" for reply in replies if reply.job_id in held})
     return (
-        f"{answered} of {len(replies)} jobs answered; {len(held)} were on the killed worker {killed} and were "
-        f"generated again by {' and '.join(again)}; {took_s:.1f} s"
+        f"{answered} of {len(replies)} jobs answered, {len(held)} were on the killed worker {killed} "
+        f"and were generated again by {' and '.join(again)}, {took_s:.1f} s"
     )

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from protocols import codec
 
@@ -20,12 +21,12 @@ def print_json(value: object) -> None:
     print(codec.encode_json(value).decode())
 
 
-def show(*parts: Table | str) -> None:
+def show(*parts: Table | Text | str) -> None:
     """Tables and lines on standard output; what stands in them is never read as markup."""
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    console = Console(width=width, highlight=False, markup=False, soft_wrap=False)
+    console = Console(width=width, highlight=False, markup=False)
     for part in parts:
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, str))
 
 
 def say(line: str) -> None:

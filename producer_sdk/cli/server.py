@@ -28,7 +28,7 @@ def start_server(port: int, folder: Path, *, durable: bool) -> Child:
             param="port",
         )
     command = [binary, "--port", str(port), "--bind", HOST, "--dir", str(folder), "--save", ""]
-    command += ["--appendonly", "yes" if durable else "no"]
+    command += ["--appendonly", "yes" if durable else "no", "--loglevel", "warning"]
     server = Child("server", command, folder / "server.log")
     try:
         _wait_for(server, port)

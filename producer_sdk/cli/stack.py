@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,17 +114,22 @@ class Stack:
     def close(self) -> None:
         """End the workers, then the server; a second Ctrl-C kills what is left."""
         try:
-            for child in self.workers.values():
-                child.terminate()
-            for child in self.workers.values():
-                child.wait(STOP_LIMIT_S)
-            if self.server is not None:
-                self.server.terminate()
-                self.server.wait(STOP_LIMIT_S)
+            if (
+                self.server is not None and self.server.ended is None
+            ):  # else nothing can be handed back
+                _end(self.workers.values())
+                _end([self.server])
         finally:
             for child in (*self.workers.values(), self.server):
                 if child is not None:
                     child.kill()
+
+
+def _end(children: Collection[Child]) -> None:
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.wait(STOP_LIMIT_S)
 
 
 def worker_failed(name: str, status: int) -> RolloutError:

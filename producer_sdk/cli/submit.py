@@ -1,18 +1,16 @@
 """`rolloutq submit`: one job from the command line."""
 
-import os
 import secrets
-import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from producer_sdk.cli import FAILED, GOOD
 from producer_sdk.cli.answer import failure, fields, texts
+from producer_sdk.cli.request import asking, read_body
 from producer_sdk.cli.screen import AsJson, print_json, say
 from producer_sdk.cli.where import Where, ask
 from producer_sdk.client import Client, JobOptions
@@ -24,7 +22,24 @@ from protocols.job import Job, JobStatus, Lane, Reply
 from protocols.queue.broker import Broker
 from protocols.queue.rows import check_job
 
-_body_decoder = msgspec.json.Decoder(dict[str, Any])
+MOST_S = 1e9
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class How:
+    """What a job carries beside its body."""
+
+    protocol: str = "openai.chat"
+    """The dialect: openai.chat, claude.messages or generate."""
+    job_id: Annotated[str | None, Parameter(name="--id")] = None
+    """Its id; sent again with the same body, it is the same job."""
+    lane: Lane = "normal"
+    """How soon it is read."""
+    run: Annotated[str | None, Parameter(env_var="ROLLOUTQ_RUN")] = None
+    """The run that it belongs to."""
+    timeout_s: Annotated[float | None, Parameter(validator=Number(gt=0, lte=MOST_S))] = None
+    """Its deadline, in seconds from now; it then ends as expired."""
 
 
 def submit(
@@ -33,10 +48,7 @@ def submit(
     *,
     prompt: str | None = None,
     max_tokens: int = 256,
-    protocol: str = "openai.chat",
-    job_id: Annotated[str | None, Parameter(name="--id")] = None,
-    lane: Lane = "normal",
-    timeout_s: float | None = None,
+    how: How = How(),
     wait: bool = True,
     no_worker_s: Annotated[float, Parameter(env_var="ROLLOUTQ_NO_WORKER_S")] = 5.0,
     as_json: AsJson = False,
@@ -48,34 +60,50 @@ def submit(
         body: A request body, JSON; `-` reads it from standard input, `@file` from a file.
         prompt: Instead of a body, what one user says.
         max_tokens: With a prompt, the most tokens of the answer.
-        protocol: The dialect: openai.chat, claude.messages or generate.
-        job_id: Its id; sent again with the same body, it is the same job.
-        lane: How soon it is read.
-        timeout_s: Its deadline, in seconds from now; it then ends as expired.
+        how: What the job carries beside its body.
         wait: Wait for the answer, or only say that the job is accepted.
         no_worker_s: How long to wait while the pool has no live worker.
         as_json: Print the whole reply.
         where: Server and pool.
     """
-    request = _body_of(body, prompt, protocol, max_tokens)
-    job_id = job_id or f"job-{secrets.token_hex(6)}"
+    request = _request(body, prompt, how.protocol, max_tokens)
+    job = check_job(_job(request, how))
     if not wait:
-        timeout_ms = None if timeout_s is None else max(1, int(timeout_s * 1000))
-        job = Job(job_id, codec.encode_json(request), protocol, lane, timeout_ms=timeout_ms)
-        status = ask(where, partial(_enqueue, job=check_job(job)))
+        status = ask(where, partial(_enqueue, job=job))
         if as_json:
-            print_json({"job_id": job_id, "status": status})
+            print_json({"job_id": job.id, "status": status})
         else:
-            print(job_id)
+            print(job.id)
         return GOOD
     if not ask(where, partial(Broker.live_workers, seen_ms=SEEN_MS)):
         say(f"no live worker for pool {where.pool} yet")
-    options = JobOptions(job_id=job_id, lane=lane)
-    if timeout_s is not None:
-        options["timeout_s"] = timeout_s
-    with Client(where.url, pool=where.pool, no_worker_s=no_worker_s) as client:
-        reply = _await(client.submit(request, protocol=protocol, **options))
+    options = JobOptions(job_id=job.id, lane=how.lane)
+    if how.timeout_s is not None:
+        options["timeout_s"] = how.timeout_s
+    with Client(where.url, pool=where.pool, run=how.run, no_worker_s=no_worker_s) as client:
+        reply = _await(client.submit(request, protocol=how.protocol, **options))
     return _print_reply(reply, as_json=as_json)
+
+
+def _job(request: dict[str, Any], how: How) -> Job:
+    return Job(
+        id=how.job_id or f"job-{secrets.token_hex(6)}",
+        body=codec.encode_json(request),
+        protocol=how.protocol,
+        lane=how.lane,
+        run=how.run,
+        timeout_ms=None if how.timeout_s is None else max(1, int(how.timeout_s * 1000)),
+    )
+
+
+def _request(
+    body: str | None, prompt: str | None, protocol: str, max_tokens: int
+) -> dict[str, Any]:
+    if prompt is not None and body is None:
+        return asking(prompt, protocol, max_tokens=max_tokens)
+    if body is not None and prompt is None:
+        return read_body(body)
+    raise InvalidRequest("give either a body (JSON, `-` or `@file`) or --prompt 'some text'")
 
 
 async def _enqueue(broker: Broker, job: Job) -> JobStatus:
@@ -102,26 +130,3 @@ def _print_reply(reply: Reply, *, as_json: bool) -> int:
     if failed is not None:
         say(f"rolloutq: {failed}")
     return GOOD if failed is None else FAILED
-
-
-def _body_of(
-    body: str | None, prompt: str | None, protocol: str, max_tokens: int
-) -> Mapping[str, Any]:
-    if (body is None) == (prompt is None):
-        raise InvalidRequest("give either a body (JSON, `-` or `@file`) or --prompt 'some text'")
-    if prompt is not None:
-        turns = {"messages": [{"role": "user", "content": prompt}]}
-        limit = {"max_tokens": max_tokens}
-        return turns | ({"sample_params": limit} if protocol == "generate" else limit)
-    return codec.parse_json(_body_decoder, _read(str(body)))
-
-
-def _read(body: str) -> bytes:
-    if body == "-":
-        return sys.stdin.buffer.read()
-    if not body.startswith("@"):
-        return os.fsencode(body)
-    try:
-        return Path(body[1:]).read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"{body}: {error.strerror}", param="body") from None
