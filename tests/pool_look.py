@@ -1,8 +1,9 @@
 """One pool as its server has it, seen past the code under test; and what is left of jobs that ended."""
 
+import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 
@@ -21,8 +22,7 @@ class Look:
 
     def __call__(self, *command: str | bytes | float) -> Any:  # noqa: ANN401 - the server's answers
         """The answer to one command, in redis-py's shape for RESP2."""
-        answer: Any = self._redis.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
-        return answer
+        return cast("Any", self._redis.execute_command(*command))  # pyright: ignore[reportUnknownMemberType]
 
     def close(self) -> None:
         """Disconnect."""
@@ -47,6 +47,11 @@ class Look:
         score = self("ZSCORE", self.keys.leases, job_id)
         return None if score is None else float(score)
 
+    def is_blocked(self, name: str) -> bool:
+        """Whether a client of that name waits in a blocking command."""
+        lines = cast("bytes", self("CLIENT", "LIST")).decode().splitlines()
+        return any(f" name={name} " in line and " flags=b " in line for line in lines)
+
     def left(self) -> list[str]:
         """What of jobs is in streams, pending lists and sorted sets; empty once all jobs have ended."""
         found: list[str] = []
@@ -66,6 +71,16 @@ def wait_until(holds: Callable[[], object], what: str, *, timeout_s: float = WAI
     while not holds():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         time.sleep(0.01)
+
+
+async def until(holds: Callable[[], object], what: str, *, timeout_s: float = WAIT_S) -> None:
+    """`wait_until`, while the event loop goes on."""
+    await asyncio.to_thread(wait_until, holds, what, timeout_s=timeout_s)
+
+
+async def until_blocked(look: Look, name: str) -> None:
+    """Return when the client of that name waits in a blocking command, while the event loop goes on."""
+    await until(lambda: look.is_blocked(name), f"{name} waits")
 
 
 def expire_lease(look: Look, *job_ids: str) -> None:

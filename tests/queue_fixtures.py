@@ -1,15 +1,19 @@
 """Fixtures for tests of the queue: a broker on an open pool, a look past it, workers and a client."""
 
+import asyncio
 import itertools
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
 
 import pytest
 
 from producer_sdk import Client
-from protocols.queue.broker import Broker, Lease
+from protocols.queue.broker import Broker
 from protocols.queue.link import Link
+from protocols.queue.rows import Lease
 from tests.pool_look import Look, wait_until
+from tests.servers import Server, ServerKind
 from tests.worker_process import StartWorker, WorkerProcess
 
 
@@ -89,6 +93,45 @@ def serve(start_worker: StartWorker, broker: Broker, url: str, pool: str) -> Ser
     return start
 
 
+@pytest.fixture(scope="session")
+def standing_pools(
+    shared_servers: Callable[[ServerKind], Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[ServerKind], str]]:
+    """A pool with one worker on each kind of server, for the whole run, started when first asked for."""
+    workers: dict[ServerKind, WorkerProcess] = {}
+
+    def standing(kind: ServerKind) -> str:
+        if kind not in workers:
+            url, pool = shared_servers(kind).url, f"standing-{uuid.uuid4().hex[:8]}"
+            asyncio.run(open_pool(url, pool))
+            log = tmp_path_factory.mktemp("standing") / f"{kind}.log"
+            flags = {"engine": "scripted", "slots": "64", "lease-s": "3", "backoff-s": "0"}
+            workers[kind] = WorkerProcess(url, pool, f"standing-{kind}", flags, log)
+            workers[kind].wait_ready()
+        assert workers[kind].running, workers[kind].log_tail()
+        return workers[kind].pool
+
+    yield standing
+    for worker in workers.values():
+        worker.kill()
+
+
+@pytest.fixture
+def standing(standing_pools: Callable[[ServerKind], str], server_kind: ServerKind) -> str:
+    """The pool of a worker that other tests use too, with 64 slots, a lease of 3 s and no backoff: never stop it.
+
+    A module whose tests need no more than that says that this is their `pool`.
+    """
+    return standing_pools(server_kind)
+
+
+async def open_pool(url: str, pool: str) -> None:
+    """Prepare a pool and let jobs flow."""
+    link = Link(url, name="opener")
+    await Broker(link, pool).open()
+    await link.close()
+
+
 @pytest.fixture
 def client(url: str, pool: str) -> Iterator[Client]:
     """A client of the test's pool."""
@@ -96,4 +139,13 @@ def client(url: str, pool: str) -> Iterator[Client]:
         yield made
 
 
-__all__ = ["broker", "client", "look", "nothing_left", "serve", "take"]
+__all__ = [
+    "broker",
+    "client",
+    "look",
+    "nothing_left",
+    "serve",
+    "standing",
+    "standing_pools",
+    "take",
+]

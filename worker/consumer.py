@@ -46,9 +46,8 @@ class Consumer:
         self._handle = handle
         self._slots, self._lease_ms = slots, int(lease_s * 1000)
         self._policy_version, self._pressed = policy_version, pressed
-        self._holding_back = False
-        self._lone_job: str | None = None
-        self._attempts: dict[str, Attempt] = {}
+        self._holding_back = self._alone = False
+        self._attempts: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._slot_freed = asyncio.Event()
         self._nonce = secrets.token_hex(4)
@@ -85,34 +84,43 @@ class Consumer:
 
     def _hold_back(self, taken: Taken) -> None:
         """A quarantined job wants this worker for itself: now that it runs, or once it is idle."""
-        self._lone_job = taken.leases[0].job_id if taken.leases else None
-        self._holding_back = True
+        self._holding_back, self._alone = True, bool(taken.leases)
 
     def _held_back(self) -> bool:
         """Whether to take nothing: until idle, or until the lone job has a new checkpoint."""
         if not self._holding_back:
             return False
-        lone = self._attempts.get(self._lone_job or "")
-        self._holding_back = bool(self._attempts) and not (lone and lone.checkpoint.grown)
+        got_on = self._alone and any(attempt.checkpoint.grown for attempt in self._attempts)
+        self._holding_back = bool(self._attempts) and not got_on
         return self._holding_back
 
     async def _take(self, free: int) -> Taken:
         self._takes += 1
-        taken = await self._broker.take(
-            self._worker,
-            f"{self._nonce}.{self._takes}",
-            free,
-            lease_ms=self._lease_ms,
-            policy_version=self._policy_version(),
-            holding=len(self._attempts),
+        taking = asyncio.ensure_future(
+            self._broker.take(
+                self._worker,
+                f"{self._nonce}.{self._takes}",
+                free,
+                lease_ms=self._lease_ms,
+                policy_version=self._policy_version(),
+                holding=len(self._attempts),
+            )
         )
+        try:
+            taken = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            self._begin_all(await taking)  # what the server has begun is ours to hand back
+            raise
+        self._begin_all(taken)
+        return taken
+
+    def _begin_all(self, taken: Taken) -> None:
         for lease in taken.leases:
             self._begin(lease)
-        return taken
 
     def _begin(self, lease: Lease) -> None:
         attempt = Attempt(lease)
-        self._attempts[lease.job_id] = attempt
+        self._attempts.add(attempt)
         self._keeper.hold(attempt)
         task = asyncio.get_running_loop().create_task(self._see_through(attempt))
         self._tasks.add(task)
@@ -124,13 +132,13 @@ class Consumer:
             await self._settler.settle(attempt.lease, outcome)
             self.finished_jobs += 1
         finally:
-            self._attempts.pop(attempt.lease.job_id, None)
+            self._attempts.discard(attempt)
             self._keeper.drop(attempt)
             self._slot_freed.set()
 
     def obey(self, attempt: Attempt, renewal: Renewal) -> None:
         """Pass on what a renewal said of an attempt."""
-        if self._attempts.get(attempt.lease.job_id) is attempt and renewal in _ORDERS:
+        if attempt in self._attempts and renewal in _ORDERS:
             attempt.give(_ORDERS[renewal])
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
@@ -138,13 +146,13 @@ class Consumer:
 
         `hurry` ends the grace.
         """
-        for attempt in list(self._attempts.values()):
+        for attempt in list(self._attempts):
             if not attempt.ends_within(grace_s):
                 attempt.give("hand back")
         hurried = asyncio.create_task(hurry.wait())
         ended = asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.wait([ended, hurried], timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        for attempt in list(self._attempts.values()):
+        for attempt in list(self._attempts):
             attempt.give("hand back")
         await cancel(hurried)
         if self._tasks:

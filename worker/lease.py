@@ -77,7 +77,7 @@ class LeaseKeeper:
         self._url, self._pool, self._worker = url, pool, worker
         self._checkpoint_tokens, self._checkpoint_s = checkpoint_tokens, checkpoint_s
         self._lease_s, self._crash_limit = lease_s, crash_limit
-        self._held: dict[str, Attempt] = {}
+        self._held: set[Attempt] = set()
         self._renewed_s = 0.0
         self._rung: asyncio.Event
         self._desired = Desired()
@@ -107,15 +107,16 @@ class LeaseKeeper:
     def close(self) -> None:
         """End the thread; leases still held run out."""
         self._stop()
-        self._thread.join(JOIN_S)
+        if self._thread.is_alive():
+            self._thread.join(JOIN_S)
 
     def hold(self, attempt: Attempt) -> None:
         """Renew this attempt's lease from now on."""
-        self._held[attempt.lease.job_id] = attempt
+        self._held.add(attempt)
 
     def drop(self, attempt: Attempt) -> None:
         """Renew it no longer."""
-        self._held.pop(attempt.lease.job_id, None)
+        self._held.discard(attempt)
 
     def _run(self) -> None:
         try:
@@ -154,7 +155,7 @@ class LeaseKeeper:
                 pass
             everything = self._rung.is_set() or self._renewal_due
             self._rung.clear()
-            attempts = [a for a in list(self._held.values()) if everything or self._due(a)]
+            attempts = [a for a in list(self._held) if everything or self._due(a)]
             if everything:
                 self._renewed_s = time.monotonic()
             for start in range(0, len(attempts), RENEW_MOST):
@@ -182,7 +183,7 @@ class LeaseKeeper:
                 checkpoint.rewind()
             elif answer == "held":
                 checkpoint.written(new)
-            elif self._held.get(attempt.lease.job_id) is attempt:
+            elif attempt in self._held:
                 self._obey(attempt, answer)
 
     async def _listening(self, channel: str) -> None:

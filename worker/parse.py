@@ -59,10 +59,11 @@ class Sample:
             self._tail = window[-(self._reach - 1) :] if self._reach > 1 else b""
             if len(self.ids) + count < self._params.min_tokens:
                 continue
+            old = len(window) - len(piece)  # a match must end in this token
             found = [
                 (at, index)
                 for index, stop in enumerate(self._stops)
-                if (at := window.find(stop)) >= 0
+                if (at := window.find(stop, max(0, old - len(stop) + 1))) >= 0
             ]
             if found:
                 self.stop_reason = self._params.stops[min(found)[1]]
@@ -75,8 +76,8 @@ class Sample:
         text = self._tokenizer.decode(self.ids, skip_special_tokens=skip)
         if not isinstance(self.stop_reason, str):
             return text
-        before = self._tokenizer.decode(self.ids[:-1], skip_special_tokens=skip)
-        at = text.find(self.stop_reason, max(0, len(before) - len(self.stop_reason) - 3))
+        before = self._tokenizer.decode(self.ids[:-1], skip_special_tokens=skip).rstrip("\ufffd")
+        at = text.find(self.stop_reason, max(0, len(before) - len(self.stop_reason) + 1))
         if at < 0:
             return text
         kept = len(self.stop_reason) if self._params.include_stop_str_in_output else 0

@@ -37,11 +37,12 @@ def check(normal: Normal, engine: Engine, pool: str) -> None:
             f"`max_tokens`: {params.max_tokens}; the model's context is {engine.context_tokens} tokens",
             param="max_tokens",
         )
-    for token_id in (*params.stop_token_ids, max(normal.state.prompt_ids, default=0)):
-        if token_id >= engine.vocabulary:
+    ids = {"input_ids": normal.state.prompt_ids, "stop_token_ids": params.stop_token_ids}
+    for field, token_ids in ids.items():
+        if max(token_ids, default=0) >= engine.vocabulary:
             raise InvalidRequest(
-                f"token id {token_id}: the vocabulary ends at {engine.vocabulary - 1}",
-                param="input_ids" if normal.state.prompt_ids else "stop_token_ids",
+                f"`{field}`: {max(token_ids)}; the vocabulary ends at {engine.vocabulary - 1}",
+                param=field,
             )
 
 
@@ -50,12 +51,12 @@ async def render(normal: Normal, job: Job, engine: Engine) -> tuple[RolloutState
     state, context = normal.state, engine.context_tokens
     size = _text_bytes(state)
     if size > context * engine.tokenizer.longest_token_bytes:
-        raise _too_long(f"{size} bytes", context)
+        raise _too_long(state, f"{size} bytes", context)
     tokenize = asyncio.to_thread(_prompt_ids, state, engine) if size > THREAD_BYTES else None
     prompt_ids = await tokenize if tokenize else _prompt_ids(state, engine)
     room = context - len(prompt_ids)
     if room <= 0:
-        raise _too_long(f"{len(prompt_ids)} tokens", context)
+        raise _too_long(state, f"{len(prompt_ids)} tokens", context)
     if not prompt_ids:
         raise InvalidRequest("`prompt`: it has no tokens", param="prompt")
     params = state.sample_params
@@ -91,8 +92,9 @@ def _text_bytes(state: RolloutState) -> int:
     return sum(map(len, texts)) + len(state.prompt or "")
 
 
-def _too_long(size: str, context: int) -> ContextLengthExceeded:
+def _too_long(state: RolloutState, size: str, context: int) -> ContextLengthExceeded:
+    field = "messages" if state.message else "input_ids" if state.prompt is None else "prompt"
     return ContextLengthExceeded(
-        f"the prompt has {size}; the model's context of {context} tokens leaves no room for an answer",
-        param="messages",
+        f"`{field}`: {size}; the model's context of {context} tokens leaves no room for an answer",
+        param=field,
     )

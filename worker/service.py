@@ -1,6 +1,7 @@
 """A worker's life: prepare the pool, load the engine, serve, and leave cleanly when told to."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from functools import partial
 
 from protocols.cancellation import cancel
+from protocols.errors import QueueError
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
 from worker.config import Config
@@ -23,6 +25,7 @@ OUTAGE_S = 24 * 3600.0
 """A worker that has served waits this long for a server that is away."""
 LEAVING_S = 10.0
 """But only so long once it has been told to leave: its leases run out by themselves."""
+GOODBYE_S = 2.0
 
 log = logging.getLogger("rolloutq.worker")
 
@@ -77,7 +80,7 @@ class Service:
             self.state, writing.outage_s = "stopped", LEAVING_S
             await settler.close()
             keeper.close()
-            await broker.leave(config.worker_id)
+            await self._say_goodbye(broker)
             await self.engine.close()
             await blocking.close()
             await writing.close()
@@ -93,6 +96,11 @@ class Service:
             self._failure = self._failure or _exception_of(taking)
         await cancel(taking, leaving)
         await consumer.drain(self.config.grace_s, self._hurry)
+
+    async def _say_goodbye(self, broker: Broker) -> None:
+        with contextlib.suppress(QueueError, TimeoutError):  # where nobody listens, silence says it
+            async with asyncio.timeout(GOODBYE_S):
+                await broker.leave(self.config.worker_id)
 
     def stop(self) -> None:
         """Take no more, finish what ends within the grace, hand the rest back; a second time, at once."""

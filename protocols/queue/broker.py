@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from protocols.control import default_desired
 from protocols.errors import (
@@ -77,6 +77,8 @@ class Broker:
                     raise answer
             await self.link.call("HSETNX", self.keys.prefix, "schema", SCHEMA)
         except (ResponseError, ServerUnavailable) as error:
+            if isinstance(error, ServerUnavailable) and error.retry_after_s is not None:
+                raise  # nobody answers, whoever asks
             raise PoolNotPrepared(
                 f"pool {self.keys.pool} at {self.link.address} cannot be prepared: {error}; "
                 "start a worker (rolloutq worker) or `rolloutq up`, whose user may do it"
@@ -278,9 +280,9 @@ class Broker:
         return now_ms, texts(flat)
 
     async def leave(self, worker: str) -> None:
-        """Say that a worker is gone for good."""
+        """Say that a worker is gone for good; a sweep forgets it with what the groups know of it."""
         await self.link.calls(
-            [["ZREM", self.keys.workers, worker], ["DEL", self.keys.worker(worker)]]
+            [["ZADD", self.keys.workers, 0, worker], ["DEL", self.keys.worker(worker)]]
         )
 
     async def bell(self, *, block_s: float = BELL_BLOCK_S) -> bool:
@@ -341,7 +343,7 @@ class Broker:
         return [letter_of(entry, flat) for entry, flat in rows]
 
     async def requeue(self, letter: DeadLetter) -> str:
-        """Make a new job of a dead letter, which goes; returns the new job's id, `<id>~2`, then `~3`, …"""
+        """Make a new job of a dead letter, which goes; returns the new job's id: `<id>~2`, then `~3`."""
         stem, _, count = letter.job_id.rpartition("~")
         numbered = bool(stem) and count.isdecimal()
         job_id = f"{stem}~{int(count) + 1}" if numbered else f"{letter.job_id}~2"
@@ -378,7 +380,7 @@ def refusal(error: ResponseError, address: str) -> RolloutError:
     """What a server's refusal means to a caller."""
     if isinstance(error, NoPermissionError):
         return ServerUnavailable(f"Redis at {address} denies this user a command: {error}")
-    if str(error).startswith("OOM") or "OOM" in str(error)[:80]:
+    if isinstance(error, OutOfMemoryError) or "OOM" in str(error)[:80]:
         return ServerUnavailable(
             f"Redis at {address} is out of memory (maxmemory): it takes no jobs until results "
             "are collected or expire",

@@ -149,16 +149,22 @@ local function bury(P, id, held, reason, detail)
     'lane', held.lane or '', 'workers', held.worker or '', 'events', held.events or '', 'error', detail, unpack(copy and copy[2] or {}))
 end
 
+-- A whole number as a worker accepts it; any other is for the worker to refuse.
+local function whole(text, least)
+  local number = text and #text <= 13 and string.find(text, '^%d+$') and tonumber(text)
+  return number and number >= least and number
+end
+
 -- A job comes to be: its reply hash, deadline and place in its run.
 local function bear(P, id, lane, entry, fields, sha, now)
   local hash = { 'status', 'queued', 'sha', sha, 'protocol', fields.protocol or 'openai.chat', 'lane', lane, 'entry', entry, 'queued_ms', now }
   for _, name in ipairs({ 'inbox', 'run' }) do
     if fields[name] then hash[#hash + 1] = name; hash[#hash + 1] = fields[name] end
   end
-  local ttl, timeout = tonumber(fields.reply_ttl_ms), tonumber(fields.timeout_ms)
-  if ttl and ttl >= 1 and ttl < 1e13 then hash[#hash + 1] = 'reply_ttl_ms'; hash[#hash + 1] = math.floor(ttl) end
-  if timeout and timeout >= 0 and timeout < 1e13 then
-    local deadline = now + math.floor(timeout)
+  local ttl, timeout = whole(fields.reply_ttl_ms, 1), whole(fields.timeout_ms, 1)
+  if ttl then hash[#hash + 1] = 'reply_ttl_ms'; hash[#hash + 1] = ttl end
+  if timeout then
+    local deadline = now + timeout
     hash[#hash + 1] = 'deadline_ms'; hash[#hash + 1] = deadline
     redis.call('ZADD', P .. ':deadlines', deadline, id)
   end
@@ -394,7 +400,7 @@ local function take(keys, args)
     if not id then -- answered, or a second copy
     elseif late(P, held, fields, now) then
       conclude_error(P, gone, id, held, now, 'expired', 'deadline_exceeded', string.format(EXPIRED[late(P, held, fields, now)], id))
-    elseif (tonumber(fields.min_version) or 0) > version then
+    elseif (whole(fields.min_version, 0) or 0) > version then
       redis.call('ZADD', P .. ':delayed', now + PARKED_MS, id)
     else
       local attempts = (tonumber(held.attempts) or 0) + 1

@@ -1,5 +1,56 @@
-"""The queue's fixtures for this folder."""
+"""The queue's fixtures for this folder, and the table of faults that is printed after the tests."""
 
-from tests.queue_fixtures import broker, client, look, nothing_left, serve, take
+from collections.abc import Callable
 
-__all__ = ["broker", "client", "look", "nothing_left", "serve", "take"]
+import pytest
+
+from tests.queue_fixtures import (
+    broker,
+    client,
+    look,
+    nothing_left,
+    serve,
+    standing,
+    standing_pools,
+    take,
+)
+
+Report = Callable[..., None]
+
+_rows = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """Add a line to the table: what was tried and happened, what was lost and doubled, how long it took."""
+
+    def line(
+        fault: str, *, tried: int, happened: int, lost: int, double: int, recovery_s: float
+    ) -> None:
+        rows = request.config.stash.setdefault(_rows, [])
+        where = request.node.callspec.id if hasattr(request.node, "callspec") else "valkey"
+        rows.append(
+            f"{fault:<52} {where:<8} tried {tried:>5}  happened {happened:>5}  "
+            f"lost {lost:>3}  double {double:>3}  recovery {recovery_s:5.1f} s"
+        )
+
+    return line
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for row in config.stash.setdefault(_rows, []):
+        terminalreporter.write_line(row)
+
+
+__all__ = [
+    "broker",
+    "client",
+    "look",
+    "nothing_left",
+    "serve",
+    "standing",
+    "standing_pools",
+    "take",
+]

@@ -38,7 +38,7 @@ class SegmentStream:
         if index not in self._open:
             return
         if segment.finish_reason is not None:
-            self._open.discard(index)
+            self._close([index])
         self._waiting.setdefault(index, []).append(segment)
         self._wake()
 
@@ -86,21 +86,30 @@ class SegmentStream:
         return _merged(run[:same])
 
     def _give_up(self, indices: Sequence[int]) -> None:
-        self._open.difference_update(indices)
         for index in indices:
             self._waiting.pop(index, None)
         self._given_up(indices)
+        self._close(indices)
         self._wake()
+
+    def _close(self, indices: Sequence[int]) -> None:
+        self._open.difference_update(indices)
+        if not self._open:
+            # the engine's side refers to the stream: without this cycle both are freed at once
+            self._given_up = _ignore
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
 
-def put_all(batch: Iterable[tuple[SegmentStream, Segment]]) -> None:
-    """Put each segment into its stream."""
-    for stream, segment in batch:
-        stream.put(segment)
+def put_all(batch: Iterable[tuple[SegmentStream, Segment | EngineFailed]]) -> None:
+    """Put each segment into its stream; a failure ends its stream."""
+    for stream, news in batch:
+        if isinstance(news, Segment):
+            stream.put(news)
+        else:
+            stream.fail(news)
 
 
 def _merged(run: Sequence[Segment]) -> Segment:
