@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from protocols.cancellation import cancel
 from protocols.queue.broker import Broker
@@ -15,6 +16,7 @@ from worker.pipeline import Attempt, Order
 GATE_POLL_S = 0.5
 SLOT_POLL_S = 0.25
 SETTLE_S = 30.0
+ABOUT_TO_END_S = 1.0
 
 _ORDERS: dict[Renewal, Order] = {"cancel": "cancel", "expire": "expire", "lost": "lost"}
 
@@ -144,14 +146,15 @@ class Consumer:
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
         """Hand back what will not end within the grace, let the rest end; return when all is written.
 
-        `hurry` ends the grace.
+        What is about to end does so first. `hurry` ends the grace.
         """
-        for attempt in list(self._attempts):
-            if not attempt.ends_within(grace_s):
-                attempt.give("hand back")
         hurried = asyncio.create_task(hurry.wait())
-        ended = asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.wait([ended, hurried], timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        about_s = min(ABOUT_TO_END_S, grace_s)
+        await self._wait_for_all(about_s, hurried)
+        for attempt in list(self._attempts):
+            if not attempt.ends_within(grace_s - about_s):
+                attempt.give("hand back")
+        await self._wait_for_all(grace_s - about_s, hurried)
         for attempt in list(self._attempts):
             attempt.give("hand back")
         await cancel(hurried)
@@ -160,3 +163,7 @@ class Consumer:
             for task in left:
                 log.error("an attempt did not end in %s s; its lease will run out", SETTLE_S)
                 task.cancel()
+
+    async def _wait_for_all(self, seconds: float, hurried: asyncio.Task[Any]) -> None:
+        ended = asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.wait([ended, hurried], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

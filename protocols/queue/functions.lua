@@ -603,8 +603,8 @@ local function reclaim_expired(P, gone, now, most, limit)
         ring(P, 'alone')
       else
         requeue(P, gone, id, held, now)
-        reclaimed = reclaimed + 1
       end
+      if crashes < limit then reclaimed = reclaimed + 1 end
     end
   end
   return reclaimed, dead

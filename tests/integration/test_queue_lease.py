@@ -33,7 +33,7 @@ async def test_renewing_tells_each_lease_its_own_answer(broker: Broker, take: Ta
     await broker.release([Hold("lost", leases["lost"])])
     await broker.finish([Ending("ended", leases["ended"], JobStatus.COMPLETED, 200, b"{}")])
     pairs = [*((name, leases[name]) for name in names), ("unknown", "1:x"), ("held", "2:other")]
-    answers = await broker.renew(pairs, lease_ms=60_000)
+    answers = await broker.renew([Hold(*pair) for pair in pairs], lease_ms=60_000)
     assert answers == ["held", "cancel", "expire", "lost", "lost", "lost", "lost"]
 
 

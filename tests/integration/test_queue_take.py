@@ -33,7 +33,7 @@ async def test_nothing_is_taken_while_the_gate_is_not_open(
     if gate != "missing":
         look("HSET", broker.keys.desired, "gate", gate)
     taken = await broker.take("w", "n1", 4, lease_ms=60_000, policy_version=0)
-    assert taken == (gate, [])
+    assert (taken.gate, taken.leases) == (gate, [])
     assert look.reply("a")["status"] == "queued"
     look("HSET", broker.keys.desired, "gate", "open")
     taken = await broker.take("w", "n1", 4, lease_ms=60_000, policy_version=0)
