@@ -111,7 +111,7 @@ class _Pair:
         self.late_s = 0.0
         self._threads: list[threading.Thread] = []
 
-    def begin(self, *carry: "Callable[[_Pair], None]") -> None:
+    def begin(self, *carry: Callable[["_Pair"], None]) -> None:
         self._threads = [threading.Thread(target=way, args=(self,), daemon=True) for way in carry]
         for thread in self._threads:
             thread.start()

@@ -42,7 +42,7 @@ FIRST_CONTACT_S = 8.0
 ANSWER_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 _PASSING = (ReadOnlyError, ClusterDownError, TryAgainError)
-_PASSING_WORDS = ("BUSY ", "NOREPLICAS", "MISCONF")
+_PASSING_CODES = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY ")
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutError)
 
 log = logging.getLogger("rolloutq.link")
@@ -89,8 +89,11 @@ def address_of(url: str) -> str:
 
 
 def _passes(error: ResponseError) -> bool:
-    """Whether a refusal passes: a failover, a slot on its way, a long script, no replica, a full disk."""
-    return isinstance(error, _PASSING) or str(error).startswith(_PASSING_WORDS)
+    """Whether a refusal passes: a failover, a slot on its way, a long script, no replica, a full disk.
+
+    redis-py 5 has fewer classes; where it has none, the text begins with the code.
+    """
+    return isinstance(error, _PASSING) or str(error).startswith(_PASSING_CODES)
 
 
 def _pass_cancellation(error: Exception) -> None:

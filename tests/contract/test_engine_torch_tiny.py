@@ -441,8 +441,12 @@ async def test_one_poisoned_prompt_fails_alone(tmp_path: Path, model: Path) -> N
 
     poisoned = altered(model, tmp_path / "poisoned", poison_token)
     async with running(model) as whole, running(poisoned, slots=4) as engine:
-        poison = call([5, 300, 6], n=2)
-        others = [call(range(2 + i, 9 + 2 * i), sampling_seed=i, max_tokens=25) for i in range(5)]
+        # what the poisoned rows leave behind lies where the next users of these rows are masked
+        poison = call([5, 300, *range(60)], n=2)
+        others = [
+            call(range(length), sampling_seed=length, max_tokens=25, min_tokens=25)
+            for length in (70, 9, 3, 8, 4, 6)
+        ]
         results = await asyncio.gather(
             read(engine.generate(poison), 2),
             *(read(engine.generate(one)) for one in others),

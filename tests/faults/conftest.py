@@ -14,6 +14,7 @@ from tests.queue_fixtures import (
     standing_pools,
     take,
 )
+from tests.servers import ServerKind
 
 Report = Callable[..., None]
 
@@ -21,16 +22,15 @@ _rows = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
-def report(request: pytest.FixtureRequest) -> Report:
+def report(request: pytest.FixtureRequest, server_kind: ServerKind) -> Report:
     """Add a line to the table: what was tried and happened, what was lost and doubled, how long it took."""
 
     def line(
         fault: str, *, tried: int, happened: int, lost: int, double: int, recovery_s: float
     ) -> None:
         rows = request.config.stash.setdefault(_rows, [])
-        where = request.node.callspec.id if hasattr(request.node, "callspec") else "valkey"
         rows.append(
-            f"{fault:<52} {where:<8} tried {tried:>5}  happened {happened:>5}  "
+            f"{fault:<40} {server_kind:<7} tried {tried:>5}  happened {happened:>5}  "
             f"lost {lost:>3}  double {double:>3}  recovery {recovery_s:5.1f} s"
         )
 

@@ -70,7 +70,7 @@ def test_5000_jobs_survive_a_worker_killed_with_32_leases(
     victim, survivor = (serve(slots=128, lease_s=LEASE_S) for _ in range(2))
     with Monitor(url) as monitor:
         futures = {
-            f"answer {i}": client.submit(scripted(f"answer {i}", ms_per_token=40))
+            f"answer {i}": client.submit(scripted(f"answer {i}", ms_per_token=30))
             for i in range(JOBS)
         }
         wait_until(

@@ -8,8 +8,9 @@ from worker.engines.torch_engine import TorchEngine, build
 
 
 def test_the_configuration_names_the_model() -> None:
-    assert build(Config(engine="torch")).model == "smollm2"
-    engine = build(Config(engine="torch", served_model="mine", policy_version=7))
+    assert build(Config.from_command(["--engine", "torch"])).model == "smollm2"
+    flags = ["--engine", "torch", "--served-model", "mine", "--policy-version", "7"]
+    engine = build(Config.from_command(flags))
     assert isinstance(engine, TorchEngine)
     assert (engine.name, engine.model, engine.policy_version) == ("torch", "mine", 7)
 
@@ -22,4 +23,4 @@ def test_without_its_packages_the_engine_is_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         ConfigError, match=r"torch, transformers, .*pip install 'rolloutq\[torch\]'"
     ):
-        build(Config(engine="torch"))
+        build(Config.from_command(["--engine", "torch"]))

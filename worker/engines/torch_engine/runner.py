@@ -66,7 +66,6 @@ class Runner:
 
     def step(self, policy_version: int) -> list[News]:
         """Draw one token for every row, after one chunk of waiting prompts; the tokens bear `policy_version`."""
-        self._retire()
         self._prefill()
         begun = self._begin()
         segments = list(self._draw(begun, policy_version)) if self._schedule.rows else []

@@ -1,8 +1,8 @@
 """Which samples run and which prompts are forwarded next: integers only, no tensors.
 
-A request waits until a row and memory for its first sample are there; then its prompt is forwarded, once for all its
-samples, and they become ready; each ready sample takes a row as soon as one is free. Order is kept throughout, so
-nothing starves. A row has its whole length reserved: what began can always be finished.
+A request waits until a row is free; then its prompt is forwarded, once for all its samples, and they
+become ready. A ready sample takes a row as soon as there is one, and memory for all rows at their
+full length: what began can always be finished. Order is kept throughout, so nothing starves.
 """
 
 from collections import deque
@@ -108,7 +108,7 @@ class Schedule:
         begun: list[Sample] = []
         while self.ready and len(self.rows) < self._slots:
             sample = self.ready[0]
-            if not sample.ended and not self._fits([sample]):
+            if not sample.ended and not self._fits(sample):
                 break
             self.ready.popleft()
             if not sample.ended:
@@ -126,11 +126,11 @@ class Schedule:
                     yield len(self.rows), hole, last.kept_tokens
 
     def _joins(self, request: Request, admitted: Sequence[Request]) -> bool:
+        """Whether a prompt comes with others in one chunk; a long one comes alone, chunk by chunk."""
         batch = [*admitted, request]
-        positions = len(batch) * max(len(one.prompt_ids) for one in batch)
-        alone_or_short = len(batch) == 1 or positions <= self._chunk_tokens
-        return alone_or_short and self._fits([one.samples[0] for one in batch])
+        padded = len(batch) * max(len(one.prompt_ids) for one in batch)
+        return len(batch) == 1 or padded <= self._chunk_tokens
 
-    def _fits(self, more: Sequence[Sample]) -> bool:
-        longest = max(self.longest, *(sample.reserved_tokens for sample in more))
-        return (len(self.rows) + len(more)) * longest <= self._budget_tokens
+    def _fits(self, sample: Sample) -> bool:
+        longest = max(self.longest, sample.reserved_tokens)
+        return (len(self.rows) + 1) * longest <= self._budget_tokens

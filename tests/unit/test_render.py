@@ -1,0 +1,194 @@
+"""From the normal form to a call: what is refused before any work, and what is filled in."""
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from protocols.dialects.base import Normal, Options, Script
+from protocols.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    RequestError,
+    UnsupportedOption,
+)
+from protocols.job import Job
+from protocols.rollout_state import Message, RolloutState, SampleParams, Text, TokenIds
+from worker.engines.scripted import ASSISTANT, CLOSE, USER, VOCABULARY, ScriptedEngine
+from worker.render import THREAD_BYTES, check, render, seed_of
+
+JOB = Job(id="j1", body=b"{}")
+
+
+def small_engine() -> ScriptedEngine:
+    """A context of 20 tokens, and only some options."""
+    engine = ScriptedEngine()
+    engine.name, engine.context_tokens = "small", 20
+    honoured = {"n", "max_tokens", "temperature", "stops", "return_logprob", "sampling_seed"}
+    engine.capabilities = frozenset(honoured)
+    return engine
+
+
+ENGINE = small_engine()
+
+
+def normal(
+    *,
+    model: str | None = None,
+    options: Options | None = None,
+    params: SampleParams | None = None,
+    **state: Any,  # noqa: ANN401
+) -> Normal:
+    given = RolloutState(**(state or {"prompt": "hello"}))
+    given = replace(given, sample_params=params or SampleParams())
+    return Normal(given, model=model, options=options or Options())
+
+
+@pytest.mark.parametrize("model", [None, "", "scripted", "pool-1"])
+def test_the_served_model_the_pool_or_none_pass(model: str | None) -> None:
+    check(normal(model=model), ENGINE, "pool-1")
+
+
+def test_another_model_is_refused_by_name() -> None:
+    with pytest.raises(ModelNotFound) as refused:
+        check(normal(model="m" * 200), ENGINE, "pool-1")
+    assert refused.value.param == "model"
+    assert "'scripted'" in refused.value.message
+    assert "m" * 81 not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_k", 5), ("min_tokens", 2), ("top_logprobs", 1), ("stop_token_ids", (3,))],
+)
+def test_an_option_that_the_engine_lacks_is_refused_by_name(name: str, value: object) -> None:
+    params = replace(SampleParams(), **{name: value})
+    with pytest.raises(UnsupportedOption) as refused:
+        check(normal(prompt="x", params=params), ENGINE, "p")
+    assert refused.value.param == name
+    assert "engine small" in refused.value.message
+
+
+def test_a_neutral_value_of_an_option_that_the_engine_lacks_passes() -> None:
+    check(normal(prompt="x", params=SampleParams(top_k=0, min_tokens=0)), ENGINE, "p")
+
+
+def test_a_script_is_refused_by_an_engine_that_runs_none() -> None:
+    with pytest.raises(UnsupportedOption) as refused:
+        check(normal(options=Options(script=Script())), ENGINE, "p")
+    assert refused.value.param == "rollout.script"
+    check(normal(options=Options(script=Script())), ScriptedEngine(), "p")
+
+
+def test_more_tokens_than_the_context_are_refused_with_the_limit() -> None:
+    check(normal(prompt="x", params=SampleParams(max_tokens=20)), ENGINE, "p")
+    with pytest.raises(InvalidRequest, match="21; the model's context is 20") as refused:
+        check(normal(prompt="x", params=SampleParams(max_tokens=21)), ENGINE, "p")
+    assert refused.value.param == "max_tokens"
+
+
+@pytest.mark.parametrize("field", ["input_ids", "stop_token_ids"])
+def test_a_token_id_outside_the_vocabulary_is_refused_by_its_field(field: str) -> None:
+    def with_ids(*ids: int) -> Normal:
+        if field == "input_ids":
+            params = SampleParams(stop_token_ids=(1,))
+            return normal(prompt_ids=TokenIds(ids), params=params)
+        return normal(prompt_ids=TokenIds([1]), params=SampleParams(stop_token_ids=tuple(ids)))
+
+    check(with_ids(0, VOCABULARY - 1), ScriptedEngine(), "p")
+    with pytest.raises(InvalidRequest) as refused:
+        check(with_ids(0, VOCABULARY, 5), ScriptedEngine(), "p")
+    assert refused.value.param == field
+    assert str(VOCABULARY - 1) in refused.value.message
+
+
+async def test_messages_go_through_the_template_and_text_and_ids_do_not() -> None:
+    message = (Message("user", (Text("h"), Text("i"))),)
+    for given, ids in (
+        (normal(message=message), [USER, *b"hi", CLOSE, ASSISTANT]),
+        (normal(prompt="hi"), [*b"hi"]),
+        (normal(prompt_ids=TokenIds([7, 8])), [7, 8]),
+    ):
+        state, call = await render(given, JOB, ENGINE)
+        assert call.prompt_ids.tolist() == state.prompt_ids.tolist() == ids
+
+
+async def test_open_ends_are_filled_in() -> None:
+    state, call = await render(normal(prompt="12345"), JOB, ENGINE)
+    assert call.params.max_tokens == 15
+    assert call.params.sampling_seed == seed_of("j1")
+    assert state.sample_params == call.params
+    assert (state.group_id, state.session_id) == ("j1", None)
+
+
+async def test_max_tokens_end_with_the_context() -> None:
+    _, call = await render(normal(prompt="12345", params=SampleParams(max_tokens=18)), JOB, ENGINE)
+    assert call.params.max_tokens == 15
+
+
+async def test_a_given_seed_is_kept() -> None:
+    params = SampleParams(sampling_seed=0)
+    _, call = await render(normal(prompt="x", params=params), JOB, ENGINE)
+    assert call.params.sampling_seed == 0
+
+
+def test_seeds_differ_by_job_and_not_by_attempt() -> None:
+    seeds = {seed_of(f"job-{i}") for i in range(1000)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_of("job-1") == seed_of("job-1")
+
+
+async def test_fields_of_the_entry_win_over_those_of_the_body() -> None:
+    options = Options(group="body-g", session="body-s")
+    state, _ = await render(normal(options=options), JOB, ENGINE)
+    assert (state.group_id, state.session_id) == ("body-g", "body-s")
+    entry = Job(id="j1", body=b"{}", group="entry-g", session="entry-s")
+    state, _ = await render(normal(options=options), entry, ENGINE)
+    assert (state.group_id, state.session_id) == ("entry-g", "entry-s")
+
+
+@pytest.mark.parametrize("size", [20, 21, 5000])
+@pytest.mark.parametrize("field", ["prompt", "input_ids", "messages"])
+async def test_a_prompt_without_room_for_an_answer_is_refused(field: str, size: int) -> None:
+    given: dict[str, Any] = {
+        "prompt": {"prompt": "x" * size},
+        "input_ids": {"prompt_ids": TokenIds([1] * size)},
+        "messages": {"message": (Message("user", (Text("x" * size),)),)},
+    }[field]
+    with pytest.raises(ContextLengthExceeded, match="20 tokens") as refused:
+        await render(normal(**given), JOB, ENGINE)
+    assert refused.value.param == field
+
+
+async def test_the_longest_prompt_that_leaves_one_token_is_taken() -> None:
+    _, call = await render(normal(prompt="x" * 19), JOB, ENGINE)
+    assert call.params.max_tokens == 1
+
+
+async def test_a_prompt_that_is_far_too_long_is_not_even_tokenized(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = small_engine()
+
+    def refuse(text: str) -> TokenIds:
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(engine.tokenizer, "encode", refuse)
+    with pytest.raises(ContextLengthExceeded):
+        await render(normal(prompt="x" * 10_000), JOB, engine)
+
+
+async def test_a_long_prompt_is_tokenized_beside_the_event_loop() -> None:
+    engine = ScriptedEngine()
+    text = "ß" * THREAD_BYTES
+    with pytest.raises(ContextLengthExceeded):  # 131,072 bytes fill the context
+        await render(normal(prompt=text), JOB, engine)
+    _, call = await render(normal(prompt=text[:-5]), JOB, engine)
+    assert len(call.prompt_ids) == 2 * len(text) - 10
+
+
+async def test_a_prompt_without_tokens_is_refused() -> None:
+    with pytest.raises(RequestError, match="no tokens"):
+        await render(normal(prompt=""), JOB, ENGINE)
