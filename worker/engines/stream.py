@@ -97,10 +97,13 @@ class SegmentStream:
             self._reader.set_result(None)
 
 
-def put_all(batch: Iterable[tuple[SegmentStream, Segment]]) -> None:
-    """Put each segment into its stream."""
-    for stream, segment in batch:
-        stream.put(segment)
+def put_all(batch: Iterable[tuple[SegmentStream, Segment | EngineFailed]]) -> None:
+    """Put each segment into its stream; a failure ends its stream."""
+    for stream, news in batch:
+        if isinstance(news, Segment):
+            stream.put(news)
+        else:
+            stream.fail(news)
 
 
 def _merged(run: Sequence[Segment]) -> Segment:

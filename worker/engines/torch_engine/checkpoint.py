@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from protocols.errors import ConfigError
 
@@ -135,14 +135,13 @@ def _convert(packed: Path, target: Path) -> None:
     logger.info("converting the model %s: once, about half a minute", EMBEDDED)
     transformers_logging.disable_progress_bar()
     directory, name = packed.parent, packed.name
-    loader: Any = AutoModelForCausalLM  # transformers' types are partial
+    loader = cast("Any", AutoModelForCausalLM)  # transformers' types are partial
     network = loader.from_pretrained(directory, gguf_file=name, dtype=torch.float32)
     # a GGUF load counts as quantised, though its weights are not any more, and cannot be saved so
     network.hf_quantizer = None
     network.is_quantized = False
-    fields: dict[str, object] = vars(network.config)
-    fields.pop("quantization_config", None)
+    network.config.__dict__.pop("quantization_config", None)
     network.save_pretrained(target)
     # AutoTokenizer would give the same, and read the whole file's fields once more
-    tokenizer: Any = PreTrainedTokenizerFast
+    tokenizer = cast("Any", PreTrainedTokenizerFast)
     tokenizer.from_pretrained(directory, gguf_file=name).save_pretrained(target)

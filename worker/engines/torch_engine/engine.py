@@ -1,7 +1,8 @@
 """The event loop's side of the torch engine."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from protocols.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
 from worker.engines.base import Call, Counters, Generation, Tokenizer
@@ -44,8 +45,6 @@ class TorchEngine:
     `tokenizer`, `context_tokens` and `vocabulary` are there once it has started.
     """
 
-    name: Final = "torch"
-    capabilities = CAPABILITIES
     tokenizer: Tokenizer
     context_tokens: int
     vocabulary: int
@@ -53,9 +52,9 @@ class TorchEngine:
     def __init__(self, settings: Settings | None = None) -> None:
         """Nothing is loaded before `start`."""
         self._settings = settings or Settings()
-        self.model = (
-            self._settings.served_name or self._settings.model.rstrip("/").rpartition("/")[2]
-        )
+        self.name = "torch"
+        self.model = self._settings.served_name or Path(self._settings.model).resolve().name
+        self.capabilities = CAPABILITIES
         self.policy_version = self._settings.policy_version
         self._parts: Parts | None = None
         self._loop: SlotLoop | None = None

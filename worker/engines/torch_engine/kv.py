@@ -75,6 +75,11 @@ class SlotKV(Cache):
         for states in self._tensors:
             states[target, :, :tokens] = states[source, :, :tokens]
 
+    def clear(self, row: int) -> None:
+        """Forget a row that may hold what is no number, which a mask would not hide from its next user."""
+        for states in self._tensors:
+            states[row].zero_()
+
     def _write(self, which: int, states: Tensor) -> Tensor:
         tensor = self._tensors[which]
         count = states.shape[0]

@@ -32,7 +32,7 @@ class SlotLoop:
         self._counters = runner.counters()
         self._changed = threading.Condition()
         self._closing = False
-        self._failure: EngineFailed | None = None
+        self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
         self._thread.start()
 
@@ -40,7 +40,7 @@ class SlotLoop:
         """Hand a request to the thread; raises EngineFailed where it has ended."""
         with self._changed:
             if self._failure is not None:
-                raise self._failure
+                raise EngineFailed(self._failure)
             self._inbox.append(request)
             self._changed.notify()
 
@@ -64,7 +64,7 @@ class SlotLoop:
             logger.warning("the torch engine's step did not end within %.0f s", limit_s)
 
     def _run(self) -> None:
-        failure = EngineFailed("the torch engine was closed; another worker can take the job")
+        failure = "the torch engine was closed; another worker can take the job"
         try:
             with torch.inference_mode():
                 while self._collect():
@@ -72,8 +72,9 @@ class SlotLoop:
         except Exception as error:
             # whatever broke the step, memory included, the rows can no longer be trusted and every reader must know
             logger.exception("the torch engine ended")
-            failure = EngineFailed(
-                f"the torch engine failed while it generated ({type(error).__name__}); its worker must be restarted"
+            failure = (
+                f"the torch engine failed while it generated ({type(error).__name__}); its worker must "
+                "be restarted"
             )
         finally:
             self._end(failure)
@@ -96,12 +97,11 @@ class SlotLoop:
             self._counters = self._runner.counters()
             return not self._closing
 
-    def _end(self, failure: EngineFailed) -> None:
+    def _end(self, failure: str) -> None:
         with self._changed:
             self._failure = failure
             requests = self._runner.requests().union(self._inbox)
-        for request in requests:
-            self._post(partial(request.stream.fail, failure))
+        self._post(partial(put_all, [(one.stream, EngineFailed(failure)) for one in requests]))
 
     def _post(self, put: Callable[[], None]) -> None:
         """Call `put` in the readers' event loop, if that still runs."""

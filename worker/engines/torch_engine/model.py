@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -33,6 +34,8 @@ class LanguageModel:
         self._config: Any = self._network.config.get_text_config(decoder=True)
         self._layer_types: set[str] = set(getattr(self._config, "layer_types", None) or ())
         self._window = cast("int | None", getattr(self._config, "sliding_window", None))
+        # only torch's own attention takes masks of booleans; the others add them to the scores
+        self._adds_masks = self._network.config._attn_implementation != "sdpa"
         self._keeps_logits = "logits_to_keep" in inspect.signature(network.forward).parameters
         if self._layer_types - _KNOWN_LAYERS:
             strange = ", ".join(sorted(self._layer_types - _KNOWN_LAYERS))
@@ -66,7 +69,7 @@ class LanguageModel:
         """Token ids that end a response."""
         generation = self._network.generation_config
         of_chat = _ids(generation.eos_token_id) if generation else []
-        return frozenset([*_ids(self._config.eos_token_id), *of_chat])
+        return frozenset([*_ids(getattr(self._config, "eos_token_id", None)), *of_chat])
 
     def prefill(
         self, token_ids: Tensor, start: int, keep: Sequence[int], cache: DynamicCache
@@ -103,36 +106,47 @@ class LanguageModel:
         return cast("Tensor", self._network(use_cache=True, **inputs).logits)
 
     def _mask(self, positions: Tensor, length: int) -> Tensor | dict[str, Tensor]:
-        """Which tokens each row sees: bool `[rows, 1, 1, length]`, or one for each kind of layer."""
+        """Which tokens each row sees: `[rows, 1, 1, length]`, or one for each kind of layer."""
         columns = torch.arange(length, device=positions.device)
         past = columns <= positions[:, None]
-        full = past[:, None, None]
+        full = self._as_taken(past)
         if self._window is None:
             return full
-        windowed = (past & (columns > positions[:, None] - self._window))[:, None, None]
+        windowed = self._as_taken(past & (columns > positions[:, None] - self._window))
         if _WINDOWED in self._layer_types:
             return {"full_attention": full, _WINDOWED: windowed}
         return full if self._layer_types else windowed
+
+    def _as_taken(self, seen: Tensor) -> Tensor:
+        mask = seen[:, None, None]
+        if not self._adds_masks:
+            return mask
+        return (~mask).to(self.dtype) * torch.finfo(self.dtype).min
 
 
 def load(directory: Path, dtype: torch.dtype, device: str) -> LanguageModel:
     """The model in a directory of Hugging Face's layout; raises ConfigError where there is none."""
     transformers_logging.disable_progress_bar()
-    loader: Any = AutoModelForCausalLM
+    loader = cast("Any", AutoModelForCausalLM)
     try:
-        network = loader.from_pretrained(
+        network, report = loader.from_pretrained(
             directory,
             dtype=dtype,
-            attn_implementation="sdpa",
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (ImportError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         reason = str(error).replace(str(directory), directory.name).splitlines()[0]
         raise ConfigError(
             f"the model {directory.name!r} cannot be loaded: {reason}; its directory must hold config.json and the "
             "safetensors of a causal language model that transformers knows"
         ) from error
+    if report["missing_keys"]:
+        raise ConfigError(
+            f"the model {directory.name!r} is not whole: its safetensors lack {len(report['missing_keys'])} of the "
+            "weights that its config.json asks for"
+        )
     return LanguageModel(network.to(device).eval())
 
 

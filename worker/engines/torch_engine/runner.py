@@ -1,11 +1,13 @@
 """One step of all samples under way. Everything here belongs to the slot loop's thread."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
 
+from protocols.errors import EngineFailed
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, TokenIds
 from worker.engines.base import Counters
@@ -16,6 +18,9 @@ from .model import LanguageModel
 from .prompt import Prompts
 from .sampling import Drawn, draw
 from .schedule import Request, Sample, Schedule
+
+News = tuple[SegmentStream, Segment | EngineFailed]
+"""What a step has for a reader."""
 
 
 class Runner:
@@ -41,10 +46,10 @@ class Runner:
         """Load and totals."""
         prompts = self._prompts.requests if self._prompts and not self._prompts.complete else ()
         unforwarded = chain(self._schedule.waiting, prompts)
-        waiting = len(self._schedule.ready) + sum(len(one.samples) for one in unforwarded)
+        waiting = chain(self._schedule.ready, *(request.samples for request in unforwarded))
         return Counters(
             running_samples=len(self._schedule.rows),
-            waiting_samples=waiting,
+            waiting_samples=sum(not sample.ended for sample in waiting),
             forwarded_tokens=self._forwarded_tokens,
             generated_tokens=self._generated_tokens,
         )
@@ -59,7 +64,7 @@ class Runner:
         prompts = self._prompts.requests if self._prompts else ()
         return {*self._schedule.waiting, *prompts, *(sample.request for sample in samples)}
 
-    def step(self, policy_version: int) -> list[tuple[SegmentStream, Segment]]:
+    def step(self, policy_version: int) -> list[News]:
         """Draw one token for every row, after one chunk of waiting prompts; the tokens bear `policy_version`."""
         self._retire()
         self._prefill()
@@ -106,9 +111,7 @@ class Runner:
         tokens = max((sample.kept_tokens for sample in rows), default=0) + 1
         self._kv.reserve(len(rows), tokens, self._schedule.longest)
 
-    def _draw(
-        self, begun: Sequence[Tensor], policy_version: int
-    ) -> Iterator[tuple[SegmentStream, Segment]]:
+    def _draw(self, begun: Sequence[Tensor], policy_version: int) -> Iterator[News]:
         rows = self._schedule.rows
         going_on = rows[: len(rows) - len(begun)]
         logits = [self._decode(going_on)] if going_on else []
@@ -117,7 +120,14 @@ class Runner:
         drawn = draw(torch.cat(logits), [sample.draws for sample in rows])
         self._generated_tokens += len(rows)
         for row, sample in enumerate(rows):
-            yield sample.request.stream, _segment(sample, drawn, row, policy_version)
+            if math.isfinite(drawn.logprobs[row]):
+                yield sample.request.stream, _segment(sample, drawn, row, policy_version)
+                continue
+            self._kv.clear(row)
+            if not sample.ended:
+                sample.request.end()
+                failure = EngineFailed("the model's logits are not finite for this prompt")
+                yield sample.request.stream, failure
 
     def _decode(self, rows: Sequence[Sample]) -> Tensor:
         self._reserve()

@@ -91,22 +91,16 @@ class Draws:
 def draw(logits: Tensor, rows: Sequence[Draws]) -> Drawn:
     """Draw one token a row from float32 `logits` `[rows, vocabulary]`, and tell the rows.
 
-    Raises FloatingPointError where the logits are no numbers.
+    Where logits are no numbers, the token's log-probability is none either.
     """
-    adjusted = _adjusted(logits, rows)
-    tokens = adjusted.argmax(-1)
-    random = _where(rows, lambda row: row.params.temperature >= GREEDY_BELOW)
-    if random:
-        tokens[random] = _race(adjusted[random], [rows[i] for i in random])
+    tokens = _chosen(adjusted(logits, rows), rows)
     normaliser = logits.logsumexp(-1, keepdim=True)
-    chosen = logits.gather(-1, tokens[:, None]) - normaliser
-    if not chosen.isfinite().all():
-        raise FloatingPointError("the model's logits are not finite")
+    logprobs = logits.gather(-1, tokens[:, None]) - normaliser
     top_ids, top_logprobs = _top(logits, normaliser, rows)
     token_ids: list[int] = _listed(tokens)
     for row, token_id in zip(rows, token_ids, strict=True):
         row.observe(token_id)
-    return Drawn(token_ids, _listed(chosen[:, 0]), top_ids, top_logprobs)
+    return Drawn(token_ids, _listed(logprobs[:, 0]), top_ids, top_logprobs)
 
 
 def _where(rows: Sequence[Draws], wanted: Callable[[Draws], bool]) -> list[int]:
@@ -117,23 +111,34 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
-def _adjusted(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
+def adjusted(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
     """Logits after penalties and minimum length; the tensor itself where no row asks for either."""
     repeating = _where(rows, lambda row: row.repeating)
     counting = _where(rows, lambda row: row.counting)
     short = _where(rows, lambda row: row.tokens < row.params.min_tokens and bool(row.stop_ids))
     if not (repeating or counting or short):
         return logits
-    adjusted = logits.clone()
+    changed = logits.clone()
     if repeating:
         chosen = [rows[i] for i in repeating]
-        adjusted[repeating] = _without_repetition(adjusted[repeating], chosen)
+        changed[repeating] = _without_repetition(changed[repeating], chosen)
     if counting:
         chosen = [rows[i] for i in counting]
-        adjusted[counting] = _without_frequency(adjusted[counting], chosen)
+        changed[counting] = _without_frequency(changed[counting], chosen)
     for i in short:
-        adjusted[i, list(rows[i].stop_ids)] = -torch.inf
-    return adjusted
+        changed[i, [one for one in rows[i].stop_ids if 0 <= one < logits.shape[-1]]] = -torch.inf
+    return changed
+
+
+def _chosen(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
+    """The token of each row: int64 `[rows]`."""
+    random = _where(rows, lambda row: row.params.temperature >= GREEDY_BELOW)
+    if len(random) == len(rows):
+        return _race(logits, rows)
+    tokens = logits.argmax(-1)
+    if random:
+        tokens[random] = _race(logits[random], [rows[i] for i in random])
+    return tokens
 
 
 def _without_repetition(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
@@ -153,15 +158,15 @@ def _race(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
     """The winner of each row: int64 `[rows]`."""
     scaled = logits / _column([row.params.temperature for row in rows], logits)
     vocabulary = scaled.shape[-1]
-    truncated = _where(rows, lambda row: 0 < row.params.top_k < vocabulary or row.params.top_p < 1)
-    if truncated:
-        scaled[truncated] = _truncated(scaled[truncated], [rows[i] for i in truncated])
+    limited = _where(rows, lambda row: 0 < row.params.top_k < vocabulary or row.params.top_p < 1)
+    if limited:
+        scaled[limited] = truncated(scaled[limited], [rows[i] for i in limited])
     weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()
     keys = [row.noise_key for row in rows]
     return (weights / noise.exponential(keys, weights.shape[-1], weights.device)).argmax(-1)
 
 
-def _truncated(scaled: Tensor, rows: Sequence[Draws]) -> Tensor:
+def truncated(scaled: Tensor, rows: Sequence[Draws]) -> Tensor:
     """Logits with everything outside top-k and top-p at -inf; tokens as likely as the last one kept stay."""
     vocabulary = scaled.shape[-1]
     limits = [row.params.top_k if 0 < row.params.top_k < vocabulary else vocabulary for row in rows]

@@ -61,6 +61,11 @@ class Request:
         """Whether nobody wants any sample of it any more."""
         return all(sample.ended for sample in self.samples)
 
+    def end(self) -> None:
+        """Let all samples leave."""
+        for sample in self.samples:
+            sample.ended = True
+
     def _give_up(self, indices: Sequence[int]) -> None:
         # called in the event loop's thread; the loop sees the flag at its next step
         for index in indices:

@@ -1,0 +1,117 @@
+"""Which samples run next: order, rows and memory."""
+
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.rollout_state import SampleParams, TokenIds
+from worker.engines.base import Call
+from worker.engines.torch_engine.schedule import Request, Schedule
+
+CONTEXT = 64
+
+
+def request(prompt: int, most: int, n: int = 1) -> Request:
+    call = Call(TokenIds(range(prompt)), SampleParams(n=n, max_tokens=most))
+    return Request(call, CONTEXT, frozenset())
+
+
+def schedule(*requests: Request, slots: int = 4, budget: int = 1000, chunk: int = 32) -> Schedule:
+    made = Schedule(slots, budget, chunk)
+    made.waiting.extend(requests)
+    return made
+
+
+def started(made: Schedule) -> list[Request]:
+    """Forward what is admitted and begin what is ready, as a step does."""
+    admitted = made.admit()
+    for one in admitted:
+        made.ready.extend(one.samples)
+    return [sample.request for sample in made.begin()]
+
+
+def test_short_prompts_are_forwarded_together_and_a_long_one_alone() -> None:
+    short, long, last = [request(10, 5) for _ in range(4)], request(40, 5), request(2, 5)
+    made = schedule(*short, long, last, slots=8)
+    assert made.admit() == short[:3]  # 4 x 10 positions would be more than a chunk
+    assert made.admit() == short[3:]
+    assert made.admit() == [long]
+    assert made.admit() == [last]
+
+
+def test_padding_counts_in_a_chunk() -> None:
+    first, wide = request(2, 5), request(20, 5)
+    assert schedule(first, wide).admit() == [first]
+
+
+def test_a_prompt_waits_while_no_row_would_be_free() -> None:
+    group, next_one = request(4, 5, n=6), request(4, 5)
+    made = schedule(group, next_one)
+    assert started(made) == [group] * 4
+    assert started(made) == []
+    group.samples[0].ended = group.samples[3].ended = True
+    list(made.retire())
+    assert [sample.request for sample in made.begin()] == [group] * 2
+    assert made.admit() == []
+
+
+def test_a_row_waits_until_all_rows_could_grow_to_their_end() -> None:
+    long, short = request(10, 30), request(4, 4)
+    made = schedule(long, short, budget=79)  # 2 rows x 40
+    assert started(made) == [long]
+    assert started(made) == []
+    long.samples[0].ended = True
+    list(made.retire())
+    assert started(made) == [short]
+
+
+def test_the_context_bounds_what_a_sample_may_have() -> None:
+    assert request(60, 100).samples[0].limit == 4
+    open_end = Call(TokenIds(range(60)), SampleParams())
+    assert Request(open_end, CONTEXT, frozenset()).samples[0].limit == 4
+
+
+def test_samples_given_up_take_no_row_and_no_prompt_is_forwarded_for_them() -> None:
+    gone, partly = request(4, 5), request(4, 5, n=3)
+    gone.stream.close()
+    partly.stream.stop(1)
+    made = schedule(gone, partly)
+    assert made.admit() == [partly]
+    made.ready.extend(partly.samples)
+    assert [sample.index for sample in made.begin()] == [0, 2]
+
+
+def test_the_last_row_moves_into_the_hole() -> None:
+    requests = [request(4 + i, 5) for i in range(4)]
+    made = schedule(*requests)
+    assert started(made) == requests
+    requests[1].samples[0].ended = requests[3].samples[0].ended = True
+    assert list(made.retire()) == [(2, 1, 6)]
+    assert [row.request for row in made.rows] == [requests[0], requests[2]]
+
+
+@given(
+    requests=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(1, 9))),
+    slots=st.integers(1, 6),
+    budget=st.integers(CONTEXT, 4 * CONTEXT),
+    endings=st.randoms(use_true_random=False),
+)
+def test_every_sample_runs_once_in_order_within_rows_and_memory(
+    requests: list[tuple[int, int, int]], slots: int, budget: int, endings: Random
+) -> None:
+    asked = [request(prompt, most, n) for prompt, most, n in requests]
+    made = schedule(*asked, slots=slots, budget=budget)
+    begun: list[tuple[int, int]] = []
+    while made.waiting or made.ready or made.rows:
+        if not made.ready:
+            for one in made.admit():
+                made.ready.extend(one.samples)
+        begun += [(asked.index(sample.request), sample.index) for sample in made.begin()]
+        assert made.rows, "nothing runs though something waits"
+        assert len(made.rows) <= slots
+        assert len(made.rows) * made.longest <= budget
+        endings.choice(made.rows).ended = True
+        for source, target, _ in made.retire():
+            assert target < source == len(made.rows)
+    assert begun == [(i, sample.index) for i, one in enumerate(asked) for sample in one.samples]
