@@ -1,7 +1,7 @@
 """The torch engine goes on behind the tokens of earlier attempts as if nobody had disturbed it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -88,7 +88,7 @@ def assert_is_the_rest(rest: Drawn, whole: Drawn, cut: int) -> None:
 
 
 @asynccontextmanager
-async def running(directory: Path, **settings: object) -> AsyncIterator[TorchEngine]:
+async def running(directory: Path, **settings: object) -> AsyncGenerator[TorchEngine]:
     usual = Settings(model=str(directory), threads=1)
     engine = TorchEngine(msgspec.structs.replace(usual, **settings))
     await engine.start()
@@ -129,7 +129,7 @@ EVEN = tuple(range(0, VOCABULARY, 2))
 async def test_the_rest_is_that_of_an_undisturbed_run(
     engine: TorchEngine, params: dict[str, object]
 ) -> None:
-    asked = call(**params)
+    asked = call(PROMPT, **params)
     (whole,) = await draw(engine, asked)
     assert len(whole.ids) >= 30
     last = len(whole.ids) - 1

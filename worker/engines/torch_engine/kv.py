@@ -48,7 +48,7 @@ class SlotKV(Cache):
         self._resize(wide, long)
 
     def begin_step(self, first_row: int, positions: Tensor, length: int) -> None:
-        """The next `update` of each layer writes row `first_row + i` at `positions[i]`, and shows what is below `length`."""
+        """Let each layer's next `update` write row `first_row + i` at `positions[i]` and show all below `length`."""
         self._first_row = first_row
         self._positions = positions
         self._length = length
