@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from protocols.control import default_desired
 from protocols.errors import (
@@ -392,7 +392,7 @@ def refusal(error: ResponseError, address: str) -> RolloutError:
     """What a server's refusal means to a caller."""
     if isinstance(error, NoPermissionError):
         return ServerUnavailable(f"Redis at {address} denies this user a command: {error}")
-    if str(error).startswith("OOM") or "OOM" in str(error)[:80]:
+    if isinstance(error, OutOfMemoryError) or "OOM" in str(error)[:80]:
         return ServerUnavailable(
             f"Redis at {address} is out of memory (maxmemory): it takes no jobs until results "
             "are collected or expire",
