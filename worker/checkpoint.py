@@ -12,9 +12,6 @@ from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, TokenIds
 from worker.parse import Sample
 
-DUE_TOKENS = 64
-DUE_S = 2.0
-
 
 class Checkpoint:
     """Of one attempt."""
@@ -32,11 +29,10 @@ class Checkpoint:
         """Generated since the last checkpoint."""
         return sum(len(sample.ids) for sample in self._samples) - sum(self._written)
 
-    @property
-    def due(self) -> bool:
-        """Whether enough was generated, or long enough ago."""
+    def due(self, tokens: int, seconds: float) -> bool:
+        """Whether so many tokens are new, or some are and the last checkpoint is so long ago."""
         new = self.new_tokens
-        return new >= DUE_TOKENS or (new > 0 and time.monotonic() - self._written_s >= DUE_S)
+        return new >= tokens or (new > 0 and time.monotonic() - self._written_s >= seconds)
 
     def segments(self) -> list[Segment]:
         """What is new, in order, cut where the policy version changes."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from protocols.cancellation import cancel
+from protocols.errors import ServerUnavailable
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link, Listener
 from protocols.queue.rows import Hold, Renewal
@@ -19,7 +20,8 @@ from worker.pipeline import Attempt
 
 BEAT_S = 2.0
 WORKER_TTL_S = 600
-SWEEP_S = 1.0
+SWEEP_S = 0.4
+"""Bounds how late a queued job's deadline and a lost job's return are."""
 SWEEP_JOBS = 200
 ORPHANS_EVERY_S = 10.0
 TICK_S = 0.2
@@ -43,14 +45,15 @@ class Contact:
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
         self._since = self._last = time.monotonic()
-        self._opened: int = 0
+        self.opened: int = 0
+        """Which connection it was seen on last, by its link's count."""
 
     def seen(self, opened: int) -> None:
         """The server has answered on a link that was opened so many times."""
         now = time.monotonic()
-        if now - self._last > self._lease_s / 3 or opened != self._opened:
+        if now - self._last > self._lease_s / 3 or opened != self.opened:
             self._since = now
-        self._last, self._opened = now, opened
+        self._last, self.opened = now, opened
 
     @property
     def whole_lease(self) -> bool:
@@ -69,8 +72,12 @@ class LeaseKeeper:
         *,
         lease_s: float,
         crash_limit: int,
+        checkpoint_tokens: int = 64,
+        checkpoint_s: float = 2.0,
     ) -> None:
+        """A checkpoint is due after so many new tokens, or with fewer after so long."""
         self._url, self._pool, self._worker = url, pool, worker
+        self._checkpoint_tokens, self._checkpoint_s = checkpoint_tokens, checkpoint_s
         self._lease_s, self._crash_limit = lease_s, crash_limit
         self._held: dict[str, Attempt] = {}
         self._renewed_s = 0.0
@@ -140,19 +147,23 @@ class LeaseKeeper:
             await link.close()
 
     async def _renewing(self, broker: Broker) -> None:
+        tick_s = min(TICK_S, self._lease_s / 6, self._checkpoint_s / 2)
         while True:
             try:
-                async with asyncio.timeout(min(TICK_S, self._lease_s / 6)):
+                async with asyncio.timeout(tick_s):
                     await self._rung.wait()
             except TimeoutError:
                 pass
             everything = self._rung.is_set() or self._renewal_due
             self._rung.clear()
-            attempts = [a for a in list(self._held.values()) if everything or a.checkpoint.due]
+            attempts = [a for a in list(self._held.values()) if everything or self._due(a)]
             if everything:
                 self._renewed_s = time.monotonic()
             for start in range(0, len(attempts), RENEW_MOST):
                 await self._renew(broker, attempts[start : start + RENEW_MOST])
+
+    def _due(self, attempt: Attempt) -> bool:
+        return attempt.checkpoint.due(self._checkpoint_tokens, self._checkpoint_s)
 
     @property
     def _renewal_due(self) -> bool:
@@ -205,11 +216,17 @@ class LeaseKeeper:
             look = time.monotonic() >= orphans_at
             if look:
                 orphans_at = time.monotonic() + ORPHANS_EVERY_S
-            swept = await broker.sweep(
-                most=SWEEP_JOBS,
-                crash_limit=self._crash_limit,
-                reclaim=contact.whole_lease,
-                orphan_ms=int(2000 * self._lease_s) if look else 0,
-            )
+            reclaim = contact.whole_lease
+            try:
+                swept = await broker.sweep(
+                    most=SWEEP_JOBS,
+                    crash_limit=self._crash_limit,
+                    reclaim=reclaim,
+                    orphan_ms=int(2000 * self._lease_s) if look else 0,
+                    only=contact.opened if reclaim else None,
+                )
+            except ServerUnavailable as error:  # the next one judges anew what it may reclaim
+                log.warning("no sweep: %s", error)
+                continue
             if swept.reclaimed or swept.dead or swept.orphans:
                 log.warning("swept: %s", swept._asdict())

@@ -19,6 +19,11 @@ from worker.lease import LeaseKeeper
 from worker.outcome import Settler
 from worker.pipeline import run_job
 
+OUTAGE_S = 24 * 3600.0
+"""A worker that has served waits this long for a server that is away."""
+LEAVING_S = 10.0
+"""But only so long once it has been told to leave: its leases run out by themselves."""
+
 log = logging.getLogger("rolloutq.worker")
 
 
@@ -37,8 +42,8 @@ class Service:
     async def run(self) -> None:
         """Serve until `stop`; raises what broke the worker, if something did."""
         config = self.config
-        blocking = Link(config.url, name=f"{config.worker_id}:taker")
-        writing = Link(config.url, name=f"{config.worker_id}:writer")
+        blocking = Link(config.url, name=f"{config.worker_id}:taker", outage_s=OUTAGE_S)
+        writing = Link(config.url, name=f"{config.worker_id}:writer", outage_s=OUTAGE_S)
         broker = Broker(writing, config.pool)
         settler = Settler(broker, fail_limit=config.fail_limit, backoff_s=config.backoff_s)
         keeper = LeaseKeeper(
@@ -47,6 +52,8 @@ class Service:
             config.worker_id,
             lease_s=config.lease_s,
             crash_limit=config.crash_limit,
+            checkpoint_tokens=config.checkpoint_tokens,
+            checkpoint_s=config.checkpoint_s,
         )
         consumer = Consumer(
             Broker(blocking, config.pool),
@@ -65,9 +72,9 @@ class Service:
             await self.engine.start()
             self.state = "serving"
             log.info("worker %s serves pool %s", config.worker_id, config.pool)
-            await self._serve(consumer)
+            await self._serve(consumer, writing)
         finally:
-            self.state = "stopped"
+            self.state, writing.outage_s = "stopped", LEAVING_S
             await settler.close()
             keeper.close()
             await broker.leave(config.worker_id)
@@ -77,11 +84,11 @@ class Service:
         if self._failure is not None:
             raise self._failure
 
-    async def _serve(self, consumer: Consumer) -> None:
+    async def _serve(self, consumer: Consumer, writing: Link) -> None:
         taking = asyncio.create_task(consumer.run())
         leaving = asyncio.create_task(self._leave.wait())
         await asyncio.wait([taking, leaving], return_when=asyncio.FIRST_COMPLETED)
-        self.state = "draining"
+        self.state, writing.outage_s = "draining", LEAVING_S
         if taking.done():
             self._failure = self._failure or _exception_of(taking)
         await cancel(taking, leaving)

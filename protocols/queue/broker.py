@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from protocols.control import default_desired
 from protocols.errors import (
@@ -44,6 +44,7 @@ SCHEMA = 1
 BACKLOG_JOBS = 100_000
 FULL_RETRY_S = 1.0
 BELL_BLOCK_S = 2.0
+COPY_WAIT_S = 0.5
 EARLY_S = 0.02
 LIBRARY = (files("protocols.queue") / "functions.lua").read_text()
 LIBRARY_VERSION = int(LIBRARY.partition("local VERSION = ")[2].partition("\n")[0])
@@ -104,24 +105,57 @@ class Broker:
         if there < LIBRARY_VERSION:
             await self.link.call("FUNCTION", "LOAD", "REPLACE", LIBRARY)
 
-    async def _step(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as sent
+    async def _step(self, name: str, *args: Argument, only: int | None = None) -> Any:  # noqa: ANN401
+        step: Command = ("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
         try:
-            return await self.link.call("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+            return await self.link.call(*step, only=only)
         except ResponseError as error:
             if not _lacks_preparation(error):
                 raise refusal(error, self.link.address) from None
         await self.prepare()
-        return await self.link.call("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+        return await self.link.call(*step, only=only)
+
+    async def _copied_step(self, replicas: int, name: str, *args: Argument) -> Any:  # noqa: ANN401
+        """A step that counts only once so many replicas have it; repeated until then.
+
+        Step and WAIT travel together: after a break, a WAIT alone would ask another connection.
+        """
+        step: Command = ("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+        wait: Command = ("WAIT", replicas, int(COPY_WAIT_S * 1000))
+        give_up_at = time.monotonic() + self.link.outage_s
+        while True:
+            answer, copies = await self.link.calls([step, wait], block_s=COPY_WAIT_S)
+            if isinstance(answer, ResponseError):
+                if not _lacks_preparation(answer):
+                    raise refusal(answer, self.link.address)
+                await self.prepare()
+            elif isinstance(copies, int) and copies >= replicas:
+                return answer
+            if time.monotonic() >= give_up_at:
+                raise ServerUnavailable(
+                    f"fewer than {replicas} replicas of Redis at {self.link.address} acknowledge; "
+                    "bring one back, or submit with fewer wait_replicas",
+                    retry_after_s=FULL_RETRY_S,
+                )
 
     # what producers call
 
-    async def enqueue(self, jobs: Sequence[Job]) -> list[JobStatus | RolloutError]:
-        """For each job its status, or why it was not accepted."""
+    async def enqueue(
+        self, jobs: Sequence[Job], *, wait_replicas: int = 0
+    ) -> list[JobStatus | RolloutError]:
+        """For each job its status, or why it was not accepted.
+
+        Returns once `wait_replicas` replicas have the jobs too: a failover to one of them loses
+        none. Raises ServerUnavailable where they do not answer for as long as an outage may last.
+        """
         args: list[Argument] = []
         for job in jobs:
             fields = list(fields_of(job))
             args += (job.id, job.lane, body_hash(job.protocol, job.body), len(fields), *fields)
-        answers = await self._step("enqueue", *args)
+        if wait_replicas:
+            answers = await self._copied_step(wait_replicas, "enqueue", *args)
+        else:
+            answers = await self._step("enqueue", *args)
         return [self._accepted(job, answer) for job, answer in zip(jobs, answers, strict=True)]
 
     def _accepted(self, job: Job, answer: bytes) -> JobStatus | RolloutError:
@@ -153,9 +187,9 @@ class Broker:
         """Say that their owner has these replies: ten minutes later only tombstones are kept."""
         marks: list[Argument] = []
         for reply in replies:
-            marks += (reply.finished_ms, reply.job_id)
+            marks += (reply.job_id, reply.finished_ms)
         if marks:
-            await self.link.call("ZADD", self.keys.collected, *marks)
+            await self._step("collect", *marks)
 
     async def finished(self, inbox: str, *, most: int, block_s: float) -> list[str]:
         """Ids of finished jobs, as soon as there are any; holds the link for as long as `block_s`."""
@@ -223,9 +257,22 @@ class Broker:
         args = [arg for hold in holds for arg in hold_args(hold)]
         return [answer == 1 for answer in await self._step("release", *args)]
 
-    async def sweep(self, *, most: int, crash_limit: int, reclaim: bool, orphan_ms: int) -> Swept:
-        """Reclaim, promote, expire and tidy up to `most` jobs each; `orphan_ms` 0 looks for no orphans."""
-        return Swept(*await self._step("sweep", most, crash_limit, int(reclaim), orphan_ms))
+    async def sweep(
+        self,
+        *,
+        most: int,
+        crash_limit: int,
+        reclaim: bool,
+        orphan_ms: int,
+        only: int | None = None,
+    ) -> Swept:
+        """Reclaim, promote, expire and tidy up to `most` jobs each; `orphan_ms` 0 looks for no orphans.
+
+        `only` names the connection on which `reclaim` was found right, as in `Link.calls`: the step
+        must not reach a server that has just come back.
+        """
+        args = (most, crash_limit, int(reclaim), orphan_ms)
+        return Swept(*await self._step("sweep", *args, only=only))
 
     async def beat(
         self,
@@ -345,7 +392,7 @@ def refusal(error: ResponseError, address: str) -> RolloutError:
     """What a server's refusal means to a caller."""
     if isinstance(error, NoPermissionError):
         return ServerUnavailable(f"Redis at {address} denies this user a command: {error}")
-    if str(error).startswith("OOM") or "OOM" in str(error)[:80]:
+    if isinstance(error, OutOfMemoryError) or "OOM" in str(error)[:80]:
         return ServerUnavailable(
             f"Redis at {address} is out of memory (maxmemory): it takes no jobs until results "
             "are collected or expire",

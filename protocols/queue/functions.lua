@@ -212,6 +212,7 @@ local function enqueue(keys, args)
   local missing = unprepared(P)
   if missing then return missing end
   local now, out, i, refused = now_ms(), {}, 1, 0
+  redis.call('HINCRBY', P, 'enqueues', 1) -- so that a WAIT after it waits, also where all its jobs were known
   local room = (tonumber(redis.call('HGET', P, 'backlog')) or BACKLOG_JOBS) - backlog(P)
   while i <= #args do
     local id, lane, sha, count = args[i], args[i + 1], args[i + 2], tonumber(args[i + 3])
@@ -563,6 +564,14 @@ local function cancel(keys, args)
   return out
 end
 
+-- args: (id, ms of its end)... -> how many; their owner has these replies
+local function collect(keys, args)
+  local missing = unprepared(keys[1])
+  if missing then return missing end
+  for i = 1, #args, 2 do redis.call('ZADD', keys[1] .. ':collected', args[i + 1], args[i]) end
+  return #args / 2
+end
+
 local function due(key, now, most)
   return redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, most)
 end
@@ -741,4 +750,5 @@ step('fail', fail, { 'allow-oom' })
 step('release', release, { 'allow-oom' })
 step('sweep', sweep, { 'allow-oom' })
 step('cancel', cancel, { 'allow-oom' })
+step('collect', collect, { 'allow-oom' })
 step('beat', beat, { 'allow-oom' })

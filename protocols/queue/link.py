@@ -18,11 +18,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
-    BusyLoadingError,
+    ClusterDownError,
     NoPermissionError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -40,7 +41,8 @@ CONNECT_S = 5.0
 FIRST_CONTACT_S = 8.0
 ANSWER_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
-_PASSING = ("LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY ")
+_PASSING = (ReadOnlyError, ClusterDownError, TryAgainError)
+_PASSING_WORDS = ("BUSY ", "NOREPLICAS", "MISCONF")
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutError)
 
 log = logging.getLogger("rolloutq.link")
@@ -86,6 +88,11 @@ def address_of(url: str) -> str:
     return f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
 
 
+def _passes(error: ResponseError) -> bool:
+    """Whether a refusal passes: a failover, a slot on its way, a long script, no replica, a full disk."""
+    return isinstance(error, _PASSING) or str(error).startswith(_PASSING_WORDS)
+
+
 def _pass_cancellation(error: Exception) -> None:
     """A connection closed because its reader was cancelled may raise another error over the cancellation."""
     task = asyncio.current_task()
@@ -105,7 +112,7 @@ class Link:
         self._kind: type[Connection] = options.pop("connection_class", Connection)
         if "path" not in options:
             options.setdefault("socket_keepalive", True)
-        self._options = options | {
+        self._options: dict[str, Any] = options | {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": None,
@@ -117,22 +124,32 @@ class Link:
         self._turn = asyncio.Lock()
         self.address = address_of(url)
         self.outage_s = outage_s
+        """May be changed, also for the call under way."""
         self.opened = 0
         """How often a connection was made: a change means that contact was lost in between."""
 
-    async def call(self, *command: Argument, block_s: float = 0.0) -> Any:  # noqa: ANN401 - as sent
-        """The answer to one command, which the server may hold back for `block_s`."""
-        (answer,) = await self.calls([command], block_s=block_s)
+    async def call(  # noqa: ANN401 - as sent
+        self, *command: Argument, block_s: float = 0.0, only: int | None = None
+    ) -> Any:
+        """The answer to one command, which the server may hold back for `block_s`; `only` as in `calls`."""
+        (answer,) = await self.calls([command], block_s=block_s, only=only)
         if isinstance(answer, RedisError):
             raise answer
         return answer
 
-    async def calls(self, commands: Sequence[Command], *, block_s: float = 0.0) -> list[Any]:
-        """The answers to several commands sent at once; a refused command's answer is its ResponseError."""
+    async def calls(
+        self, commands: Sequence[Command], *, block_s: float = 0.0, only: int | None = None
+    ) -> list[Any]:
+        """The answers to several commands sent at once; a refused command's answer is its ResponseError.
+
+        `only` says which connection they are meant for, by what `opened` was: they are sent once,
+        and raise ServerUnavailable where it is gone.
+        """
         async with self._turn:
+            if only is not None and (self._connection is None or self.opened != only):
+                raise self._lost()
             loop = asyncio.get_running_loop()
-            patience_s = self.outage_s if self.opened else min(self.outage_s, FIRST_CONTACT_S)
-            give_up_at, pause_s = loop.time() + patience_s, FIRST_PAUSE_S
+            began_s, pause_s = loop.time(), FIRST_PAUSE_S
             while True:
                 try:
                     return await self._attempt(commands, ANSWER_S + block_s)
@@ -141,11 +158,14 @@ class Link:
                         f"Redis at {self.address} refuses this user: {error}; check the user and "
                         "password in the URL, and the ACL"
                     ) from None
-                except (*_BROKEN, BusyLoadingError, ReadOnlyError, ResponseError) as error:
-                    if isinstance(error, ResponseError) and not str(error).startswith(_PASSING):
+                except (*_BROKEN, ResponseError) as error:
+                    if isinstance(error, ResponseError) and not _passes(error):
                         raise
                     _pass_cancellation(error)
-                    if loop.time() >= give_up_at:
+                    if only is not None:
+                        raise self._lost() from None
+                    patience_s = self._patience_s
+                    if loop.time() - began_s >= patience_s:
                         raise ServerUnavailable(
                             f"no Redis at {self.address} for {patience_s:g} s "
                             f"({type(error).__name__}); is it running, and is the URL right?",
@@ -155,6 +175,13 @@ class Link:
                         log.warning("no Redis at %s (%s); trying again", self.address, error)
                 await asyncio.sleep(random.uniform(0, pause_s))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _lost(self) -> ServerUnavailable:
+        return ServerUnavailable(f"the connection to Redis at {self.address} was lost; judge anew")
+
+    @property
+    def _patience_s(self) -> float:
+        return self.outage_s if self.opened else min(self.outage_s, FIRST_CONTACT_S)
 
     async def _attempt(self, commands: Sequence[Command], limit_s: float) -> list[Any]:
         """Send and read; a connection that did not get all its answers is never used again."""
@@ -188,7 +215,7 @@ class Link:
     async def _answer(self, connection: Connection) -> Any:  # noqa: ANN401 - as sent
         try:
             return cast("Any", await connection.read_response())
-        except (NoPermissionError, ReadOnlyError, BusyLoadingError):
+        except (NoPermissionError, ReadOnlyError):
             raise
         except ResponseError as error:
             return error
@@ -204,8 +231,9 @@ class Link:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         writer = getattr(connection, "_writer", None)  # redis-py itself closes only with an await
-        if isinstance(writer, asyncio.StreamWriter):
+        if connection is not None and isinstance(writer, asyncio.StreamWriter):
             writer.transport.abort()
+            connection._close()  # pyright: ignore[reportPrivateUsage]
 
     async def close(self) -> None:
         """Close the connection; the next call would open another."""
