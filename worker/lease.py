@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from protocols.cancellation import cancel
+from protocols.errors import ServerUnavailable
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link, Listener
 from protocols.queue.rows import Hold, Renewal
@@ -44,14 +45,15 @@ class Contact:
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
         self._since = self._last = time.monotonic()
-        self._opened: int = 0
+        self.opened: int = 0
+        """Which connection it was seen on last, by its link's count."""
 
     def seen(self, opened: int) -> None:
         """The server has answered on a link that was opened so many times."""
         now = time.monotonic()
-        if now - self._last > self._lease_s / 3 or opened != self._opened:
+        if now - self._last > self._lease_s / 3 or opened != self.opened:
             self._since = now
-        self._last, self._opened = now, opened
+        self._last, self.opened = now, opened
 
     @property
     def whole_lease(self) -> bool:
@@ -215,11 +217,17 @@ class LeaseKeeper:
             look = time.monotonic() >= orphans_at
             if look:
                 orphans_at = time.monotonic() + ORPHANS_EVERY_S
-            swept = await broker.sweep(
-                most=SWEEP_JOBS,
-                crash_limit=self._crash_limit,
-                reclaim=contact.whole_lease,
-                orphan_ms=int(2000 * self._lease_s) if look else 0,
-            )
+            reclaim = contact.whole_lease
+            try:
+                swept = await broker.sweep(
+                    most=SWEEP_JOBS,
+                    crash_limit=self._crash_limit,
+                    reclaim=reclaim,
+                    orphan_ms=int(2000 * self._lease_s) if look else 0,
+                    only=contact.opened if reclaim else None,
+                )
+            except ServerUnavailable as error:  # the next one judges anew what it may reclaim
+                log.warning("no sweep: %s", error)
+                continue
             if swept.reclaimed or swept.dead or swept.orphans:
                 log.warning("swept: %s", swept._asdict())

@@ -107,14 +107,15 @@ class Broker:
         if there < LIBRARY_VERSION:
             await self.link.call("FUNCTION", "LOAD", "REPLACE", LIBRARY)
 
-    async def _step(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as sent
+    async def _step(self, name: str, *args: Argument, only: int | None = None) -> Any:  # noqa: ANN401
+        step: Command = ("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
         try:
-            return await self.link.call("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+            return await self.link.call(*step, only=only)
         except ResponseError as error:
             if not _lacks_preparation(error):
                 raise refusal(error, self.link.address) from None
         await self.prepare()
-        return await self.link.call("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+        return await self.link.call(*step, only=only)
 
     async def _copied_step(self, replicas: int, name: str, *args: Argument) -> Any:  # noqa: ANN401
         """A step that counts only once so many replicas have it; repeated until then.
@@ -258,9 +259,22 @@ class Broker:
         args = [arg for hold in holds for arg in hold_args(hold)]
         return [answer == 1 for answer in await self._step("release", *args)]
 
-    async def sweep(self, *, most: int, crash_limit: int, reclaim: bool, orphan_ms: int) -> Swept:
-        """Reclaim, promote, expire and tidy up to `most` jobs each; `orphan_ms` 0 looks for no orphans."""
-        return Swept(*await self._step("sweep", most, crash_limit, int(reclaim), orphan_ms))
+    async def sweep(
+        self,
+        *,
+        most: int,
+        crash_limit: int,
+        reclaim: bool,
+        orphan_ms: int,
+        only: int | None = None,
+    ) -> Swept:
+        """Reclaim, promote, expire and tidy up to `most` jobs each; `orphan_ms` 0 looks for no orphans.
+
+        `only` names the connection on which `reclaim` was found right, as in `Link.calls`: the step
+        must not reach a server that has just come back.
+        """
+        args = (most, crash_limit, int(reclaim), orphan_ms)
+        return Swept(*await self._step("sweep", *args, only=only))
 
     async def beat(
         self,

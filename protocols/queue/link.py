@@ -131,16 +131,26 @@ class Link:
         self.opened = 0
         """How often a connection was made: a change means that contact was lost in between."""
 
-    async def call(self, *command: Argument, block_s: float = 0.0) -> Any:  # noqa: ANN401 - as sent
-        """The answer to one command, which the server may hold back for `block_s`."""
-        (answer,) = await self.calls([command], block_s=block_s)
+    async def call(  # noqa: ANN401 - as sent
+        self, *command: Argument, block_s: float = 0.0, only: int | None = None
+    ) -> Any:
+        """The answer to one command, which the server may hold back for `block_s`; `only` as in `calls`."""
+        (answer,) = await self.calls([command], block_s=block_s, only=only)
         if isinstance(answer, RedisError):
             raise answer
         return answer
 
-    async def calls(self, commands: Sequence[Command], *, block_s: float = 0.0) -> list[Any]:
-        """The answers to several commands sent at once; a refused command's answer is its ResponseError."""
+    async def calls(
+        self, commands: Sequence[Command], *, block_s: float = 0.0, only: int | None = None
+    ) -> list[Any]:
+        """The answers to several commands sent at once; a refused command's answer is its ResponseError.
+
+        `only` says which connection they are meant for, by what `opened` was: they are sent once,
+        and raise ServerUnavailable where it is gone.
+        """
         async with self._turn:
+            if only is not None and (self._connection is None or self.opened != only):
+                raise self._lost()
             loop = asyncio.get_running_loop()
             began_s, pause_s = loop.time(), FIRST_PAUSE_S
             while True:
@@ -155,6 +165,8 @@ class Link:
                     if isinstance(error, ResponseError) and not _passes(error):
                         raise
                     _pass_cancellation(error)
+                    if only is not None:
+                        raise self._lost() from None
                     patience_s = self._patience_s
                     if loop.time() - began_s >= patience_s:
                         raise ServerUnavailable(
@@ -166,6 +178,9 @@ class Link:
                         log.warning("no Redis at %s (%s); trying again", self.address, error)
                 await asyncio.sleep(random.uniform(0, pause_s))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _lost(self) -> ServerUnavailable:
+        return ServerUnavailable(f"the connection to Redis at {self.address} was lost; judge anew")
 
     @property
     def _patience_s(self) -> float:

@@ -26,6 +26,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int | None = None
     """Most tokens of prompt and response together; None: what the model was made for."""
     prefill_chunk_tokens: int = 512
-    """Most prompt positions forwarded between two steps of the samples under way."""
+    """Most positions of prompts or kept tokens forwarded between two steps of the samples under way."""
     policy_version: int = 0
     """Of the weights that it starts with."""
