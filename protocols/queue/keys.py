@@ -52,6 +52,7 @@ class Keys:
         self.prefix = f"rollout:{{{pool}}}"
         self.leases = f"{self.prefix}:leases"
         self.delayed = f"{self.prefix}:delayed"
+        self.alone = f"{self.prefix}:alone"
         self.deadlines = f"{self.prefix}:deadlines"
         self.collected = f"{self.prefix}:collected"
         self.dead = f"{self.prefix}:dead"
@@ -66,6 +67,10 @@ class Keys:
     def reply(self, job_id: str) -> str:
         """The one key of a job's whole life."""
         return f"{self.prefix}:reply:{job_id}"
+
+    def progress(self, job_id: str) -> str:
+        """A job's checkpoints."""
+        return f"{self.prefix}:progress:{job_id}"
 
     def run(self, run: str) -> str:
         """A run's job ids."""

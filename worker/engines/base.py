@@ -20,11 +20,11 @@ class Call(msgspec.Struct, frozen=True):
     prompt_ids: TokenIds
     params: SampleParams
     """`max_tokens` and `sampling_seed` are set; prompt and `max_tokens` together fit the context."""
+    script: Script | None = None
     kept: tuple[TokenIds, ...] = ()
     """What earlier attempts drew of each sample; empty, or one a sample. They count as its response."""
     ended: frozenset[int] = frozenset()
     """Samples that are whole already: nothing is drawn for them."""
-    script: Script | None = None
 
 
 class Counters(TypedDict):
