@@ -67,7 +67,7 @@ class Pair:
 
 def _command(server: Server, *words: str) -> object:
     with Redis.from_url(server.url, protocol=2) as redis:  # pyright: ignore[reportUnknownMemberType]
-        return redis.execute_command(*words)  # pyright: ignore[reportUnknownMemberType]
+        return cast("object", redis.execute_command(*words))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _in_step(server: Server) -> bool:

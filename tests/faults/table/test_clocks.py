@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from producer_sdk import Client
-from producer_sdk.client import JobOptions
 from protocols.queue.broker import Broker
 from tests.faults.harness import script
 from tests.faults.harness.fork import StartFork
@@ -20,13 +19,12 @@ LEASE_S = 1.5
 LATE_S = 1.0
 FAIL_LIMIT = 3
 
-MIXED: list[tuple[str, dict[str, Any], JobOptions]] = [
-    ("plain", script.body("plain", ms_per_token=20), {}),
-    ("calm", script.body("calm", ms_per_token=20), {"timeout_s": 60.0}),
-    ("late", script.body("d" * 200, ms_per_token=50), {"timeout_s": 0.8}),
-    ("broken", script.body("broken", fail="error", at_token=2), {}),
-]
-"""Kind, body, options: what must end as completed, completed, expired and failed."""
+KINDS: dict[str, tuple[dict[str, Any], float]] = {
+    "plain": (script.body("plain", ms_per_token=20), 600.0),
+    "late": (script.body("d" * 200, ms_per_token=50), 0.8),
+    "broken": (script.body("broken", fail="error", at_token=2), 600.0),
+}
+"""Body and deadline of what must end as completed, expired and failed."""
 
 Ends = dict[str, tuple[str, int]]
 """Job id -> status, attempts."""
@@ -88,9 +86,9 @@ def _live_through(
     victim.kill()
     killed_s = time.monotonic()
     mixed = [
-        client.submit(body, job_id=f"{stem}-{kind}-{number}", **options)
+        client.submit(body, job_id=f"{stem}-{kind}-{number}", timeout_s=timeout_s)
         for number in range(count)
-        for kind, body, options in MIXED
+        for kind, (body, timeout_s) in KINDS.items()
     ]
     wait_until(lambda: look.begun_again(leases), "the killed worker's jobs run again")
     waited_s = time.monotonic() - killed_s

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from producer_sdk import Client
+from producer_sdk import Client, Future, Reply
 from protocols import codec
 from protocols.job import Job, JobStatus
 from protocols.queue.broker import Broker
@@ -100,7 +100,7 @@ async def test_what_a_replica_acknowledged_outlives_a_failover(
     line.recovery_s = 0.0
     names = [f"client-{number}" for number in range(300)]
     with Client(url, pool=pool, wait_replicas=1) as client:
-        futures = []
+        futures: list[tuple[str, Future[Reply]]] = []
         for number in range(rounds):
             await sure.until_accepted((number + 1) * count // (rounds + 2))
             await hasty.batch(seed)

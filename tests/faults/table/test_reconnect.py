@@ -1,7 +1,7 @@
 """Many clients lose their server at the same moment and come back; nobody who called them hears of it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -20,7 +20,7 @@ JOBS = 4
 
 
 @pytest.fixture
-def server(fresh_server: StartServer) -> Iterator[Server]:
+def server(fresh_server: StartServer) -> Server:
     """A server that keeps its data."""
     return fresh_server(*record.OPTIONS)
 
