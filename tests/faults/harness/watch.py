@@ -14,7 +14,7 @@ class Watch(Look):
 
     def many(self, commands: Iterable[Sequence[str]]) -> list[Any]:
         """The answers to several commands."""
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = self._redis.pipeline(transaction=False)  # pyright: ignore[reportUnknownMemberType]
         for command in commands:
             pipe.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
         return pipe.execute()

@@ -4,7 +4,7 @@ import os
 import random
 import secrets
 from collections.abc import Callable, Generator, Iterator
-from typing import Literal
+from typing import Literal, cast
 
 import pytest
 
@@ -45,7 +45,7 @@ def row(request: pytest.FixtureRequest) -> Callable[[str], Row]:
     def opened(fault: str) -> Row:
         made = Row(fault)
         request.config.stash.setdefault(_ROWS, []).append(made)
-        request.node.stash[_ROW] = made
+        cast("pytest.Item", request.node).stash[_ROW] = made  # pyright: ignore[reportUnknownMemberType]
         return made
 
     return opened
@@ -97,7 +97,7 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Print the table."""
-    rows = config.stash.get(_ROWS, [])
+    rows = config.stash.setdefault(_ROWS, [])
     if rows:
         terminalreporter.section(f"faults, {FORM} form, ROLLOUTQ_SEED={SEED}")
         for line in lines_of(rows):

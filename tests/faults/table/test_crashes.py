@@ -31,19 +31,19 @@ def test_poison_job_takes_no_neighbour_with_it(
     lease_s = 15.0 if full else 1.0
     names = [f"neighbour-{number}" for number in range(NEIGHBOURS)]
     texts = {name: script.text_of(seed, name, 10) for name in names}
-    bodies = {name: script.body(text, ms_per_token=10) for name, text in texts.items()}
-    bodies["poison"] = script.body("never", ms_per_token=1, fail="crash", at_token=3)
+    bodies = {"poison": script.body("never", ms_per_token=1, fail="crash", at_token=3)}
+    bodies |= {name: script.body(text, ms_per_token=10) for name, text in texts.items()}
     futures = {name: client.submit(body, job_id=name) for name, body in bodies.items()}
     wait_until(lambda: look.statuses(bodies).get("queued") == len(bodies), "all 64 wait")
 
-    starts, worker = 1, fork(slots=64, lease_s=lease_s)
+    worker = fork(slots=64, lease_s=lease_s)
     deaths: list[int] = []
 
     def replace_dead() -> bool:
-        nonlocal worker, starts
+        nonlocal worker
         if not worker.running:
             deaths.append(len(look.held().get(worker.worker_id, {})))
-            worker, starts = fork(slots=64, lease_s=lease_s), starts + 1
+            worker = fork(slots=64, lease_s=lease_s)
         return all(future.done() for future in futures.values())
 
     wait_until(replace_dead, "64 replies", timeout_s=300)

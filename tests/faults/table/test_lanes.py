@@ -6,13 +6,14 @@ from collections.abc import Callable
 import pytest
 
 from producer_sdk import Client
-from protocols.job import Lane  # noqa: TC001 - of a local variable
+from protocols.job import Lane
 from protocols.queue.broker import Broker
 from tests.faults.harness import script
 from tests.faults.harness.fork import StartFork
 from tests.faults.harness.row import Row
 from tests.faults.harness.watch import Watch
 
+LANES: tuple[Lane, ...] = ("high", "normal", "low")
 WAITING = 400
 """Jobs that are kept waiting in every lane."""
 
@@ -28,12 +29,12 @@ def test_low_lane_keeps_its_share_under_constant_high_load(
 ) -> None:
     line = row("constant load of the high lane")
     wanted = 10_000 if full else 1_200
-    sent: dict[Lane, int] = {"high": 0, "normal": 0, "low": 0}
+    sent: dict[Lane, int] = dict.fromkeys(LANES, 0)
     body = script.body("lane", ms_per_token=2)
 
     def fill() -> int:
         """Bring every lane up to its mark; the fewest that waited in one."""
-        waiting = {lane: look.length(lane) for lane in sent}
+        waiting: dict[Lane, int] = {lane: look.length(lane) for lane in LANES}
         for lane, count in waiting.items():
             for _ in range(WAITING - count):
                 client.submit(body, lane=lane, job_id=f"{lane}-{sent[lane]}")
@@ -41,11 +42,11 @@ def test_low_lane_keeps_its_share_under_constant_high_load(
         return min(waiting.values())
 
     fill()
-    while min(look.length(lane) for lane in sent) < WAITING:
+    while min(look.length(lane) for lane in LANES) < WAITING:
         time.sleep(0.01)
     fork(slots=8)
     fewest = WAITING
-    while sum(taken := [sent[lane] - look.length(lane) for lane in sent]) < wanted:
+    while sum(taken := [sent[lane] - look.length(lane) for lane in LANES]) < wanted:
         fewest = min(fewest, fill())
         time.sleep(0.02)
     high, normal, low = (count / sum(taken) for count in taken)

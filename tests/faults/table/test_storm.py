@@ -116,6 +116,8 @@ def test_every_job_is_answered_once_through_kills_and_freezes(
 
 def _answered_right(seen: Record, job_id: str, text: str) -> bool:
     """Whether the first terminal reply in the record is the one that the script must give."""
-    end = next(iter(seen.ends.get((job_id, 0), [])), {})
-    states = codec.unpack_states(end.get(b"state", b"")) if end.get(b"state") else ()
-    return end.get(b"status") == b"completed" and len(states) == 1 and script.right(states[0], text)
+    ends = seen.ends.get((job_id, 0))
+    if not ends or b"state" not in ends[0]:
+        return False
+    end, states = ends[0], codec.unpack_states(ends[0][b"state"])
+    return end[b"status"] == b"completed" and len(states) == 1 and script.right(states[0], text)
