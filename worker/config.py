@@ -64,7 +64,7 @@ class Config(BaseSettings):
     threads: int | None = Field(
         None, ge=1, le=1024, description="torch: CPU threads; default all cores"
     )
-    kv_memory_bytes: int = Field(2 * 1024**3, ge=2**20, description="torch: most memory for KV")
+    kv_memory_bytes: int = Field(4 * 1024**3, ge=2**20, description="torch: most memory for KV")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("url")

@@ -8,7 +8,7 @@
 --   status sha protocol lane entry queued_ms        where its one stream entry is
 --   inbox run reply_ttl_ms deadline_ms              from its fields
 --   attempts fence worker started_ms                the lease that holds it, or held it last
---   crashes fails handbacks cancel                  how earlier attempts ended; wish to cancel
+--   crashes fails handbacks cancel alone            how earlier attempts ended; wish to cancel; shall run alone
 --   kept:<sample> checkpoints                       tokens of each sample in the progress stream; how often it grew
 --   events                                          what happened to earlier attempts: `<ms> <what> <whom>;` ...
 
@@ -98,7 +98,7 @@ local function settle(P, gone)
 end
 
 local HELD = { 'status', 'fence', 'lane', 'entry', 'inbox', 'run', 'reply_ttl_ms', 'deadline_ms', 'protocol', 'attempts', 'worker', 'sha',
-  'checkpoints', 'started_ms', 'events', 'oldest_version' }
+  'checkpoints', 'started_ms', 'events', 'oldest_version', 'cancel', 'alone' }
 
 local function held_of(P, id)
   local values, held = redis.call('HMGET', P .. ':reply:' .. id, unpack(HELD)), {}
@@ -119,7 +119,7 @@ local function conclude(P, gone, id, held, now, result)
   if held.run then gone.runs[held.run] = math.max(RUN_TTL_MS, ttl, gone.runs[held.run] or 0) end
   if held.checkpoints then
     redis.call('XADD', P .. ':progress:' .. id, '*', 'end', result[2])
-    redis.call('PEXPIRE', P .. ':progress:' .. id, PROGRESS_TTL_MS)
+    redis.call('PEXPIRE', P .. ':progress:' .. id, math.min(PROGRESS_TTL_MS, ttl)) -- a new job of the id begins without
   end
 end
 
@@ -175,8 +175,25 @@ local function bear(P, id, lane, entry, fields, sha, now)
   end
 end
 
--- Put a job's entry into the resume lane, where the next take finds it first. The copy keeps the id it was born with.
+-- Wake whoever listens; it may be lost or forbidden, and is never the truth.
+local function ring(P, whom)
+  redis.pcall('PUBLISH', 'rollout:bell:' .. string.match(P, '{(.*)}'), whom)
+end
+
+local function stop(P, gone, id, held, now)
+  conclude_error(P, gone, id, held, now, 'cancelled', 'cancelled', 'job ' .. id .. ' was cancelled')
+end
+
+-- A job waits for another attempt: alone if it is suspect, else in the resume lane, where the next take finds it first.
+-- There its copy keeps the id it was born with. A job that shall stop gets no other attempt.
 local function requeue(P, gone, id, held, now)
+  if held.cancel then return stop(P, gone, id, held, now) end
+  if held.alone then
+    redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued')
+    redis.call('ZADD', P .. ':alone', now, id)
+    gone.leases[#gone.leases + 1] = id
+    return ring(P, 'alone')
+  end
   local stream = P .. ':jobs:' .. held.lane
   local copy = redis.call('XRANGE', stream, held.entry, held.entry)[1]
   if not copy then
@@ -444,7 +461,7 @@ local function keep(P, id, args, from, count)
   end
   if grown then
     redis.call('HINCRBY', key, 'checkpoints', 1)
-    redis.call('HDEL', key, 'crashes') -- a job that gets on is no poison
+    redis.call('HDEL', key, 'crashes', 'alone') -- a job that gets on is no poison
   end
   return whole
 end
@@ -500,6 +517,9 @@ local function fail(keys, args)
       out[#out + 1] = 'lost'
     elseif held.status ~= 'running' then
       out[#out + 1] = held.status == 'queued' and 'retry' or 'dead'
+    elseif held.cancel then
+      stop(P, gone, id, held, now)
+      out[#out + 1] = 'dead'
     elseif redis.call('HINCRBY', P .. ':reply:' .. id, 'fails', 1) >= limit then
       note(P, id, held, now, 'failed')
       bury(P, id, held_of(P, id), 'failures', message)
@@ -529,7 +549,7 @@ local function release(keys, args)
       keep(P, id, args, i + 3, count)
       redis.call('HINCRBY', P .. ':reply:' .. id, 'handbacks', 1)
       note(P, id, held, now, 'handed back')
-      requeue(P, gone, id, held, now)
+      requeue(P, gone, id, held_of(P, id), now)
     end
     out[#out + 1] = mine and 1 or 0
     i = i + 3 + count * SEGMENT
@@ -541,11 +561,6 @@ end
 local function leave_waiting(P, id)
   redis.call('ZREM', P .. ':delayed', id)
   redis.call('ZREM', P .. ':alone', id)
-end
-
--- Wake whoever listens; it may be lost or forbidden, and is never the truth.
-local function ring(P, whom)
-  redis.pcall('PUBLISH', 'rollout:bell:' .. string.match(P, '{(.*)}'), whom)
 end
 
 -- args: id... -> `cancelled` (it never begins), `stopping` (its worker is told), the terminal status it has, or `unknown`
@@ -592,19 +607,17 @@ local function reclaim_expired(P, gone, now, most, limit)
     else
       local crashes = redis.call('HINCRBY', P .. ':reply:' .. id, 'crashes', 1)
       note(P, id, held, now, 'lost after ' .. kept_tokens(P, id, held) .. ' kept tokens')
-      if crashes >= limit then
+      if crashes >= limit and not held.cancel then
         bury(P, id, held_of(P, id), 'crashes', 'its workers died or froze ' .. limit .. ' times in a row')
         conclude_error(P, gone, id, held, now, 'failed', 'worker_lost', 'job ' .. id .. ' was lost with its worker ' .. limit .. ' times in a row')
         dead = dead + 1
-      elseif crashes == limit - 1 and limit > 2 then
-        redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued')
-        redis.call('ZADD', P .. ':alone', now, id)
-        gone.leases[#gone.leases + 1] = id
-        ring(P, 'alone')
       else
-        requeue(P, gone, id, held, now)
+        if crashes == limit - 1 and limit > 2 then
+          redis.call('HSET', P .. ':reply:' .. id, 'alone', 1)
+        end
+        requeue(P, gone, id, held_of(P, id), now)
+        reclaimed = reclaimed + 1
       end
-      if crashes < limit then reclaimed = reclaimed + 1 end
     end
   end
   return reclaimed, dead
@@ -650,11 +663,12 @@ local function find_orphans(P, gone, now, most, idle_ms)
       local fields = map_of(copy and copy[2] or {})
       local id = fields.id or entry
       local held = held_of(P, id)
-      local ended = held.status and held.status ~= 'queued' and held.status ~= 'running'
-      if not copy or ended or (held.entry and (held.entry ~= entry or held.lane ~= lane)) then
+      local live = held.status == 'queued' or held.status == 'running'
+      if not copy then
         gather(gone.entries, lane, entry)
-      elseif not held.status then
-        if admit(P, gone, lane, copy, fields, now) then requeue(P, gone, id, held_of(P, id), now) end
+      elseif not (live and held.entry == entry and held.lane == lane) then -- new, or a copy: as take would have it
+        local admitted, fresh = admit(P, gone, lane, copy, fields, now)
+        if admitted then requeue(P, gone, admitted, fresh, now) end
         found = found + 1
       elseif held.status == 'queued' and not (redis.call('ZSCORE', P .. ':delayed', id) or redis.call('ZSCORE', P .. ':alone', id)) then
         requeue(P, gone, id, held, now)
@@ -670,7 +684,10 @@ end
 
 local function bury_collected(P, now, most)
   for _, id in ipairs(due(P .. ':collected', now - TOMBSTONE_AFTER_MS, most)) do
-    redis.call('HDEL', P .. ':reply:' .. id, 'body', 'state', 'inbox', 'run', 'fence', 'entry', 'lane')
+    local finished = tonumber(redis.call('HGET', P .. ':reply:' .. id, 'finished_ms'))
+    if finished and finished <= now - TOMBSTONE_AFTER_MS then -- else the id lives again: accepted anew, or after a failover
+      redis.call('HDEL', P .. ':reply:' .. id, 'body', 'state', 'inbox', 'run', 'fence', 'entry', 'lane')
+    end
     redis.call('ZREM', P .. ':collected', id)
   end
 end

@@ -204,7 +204,9 @@ async def test_a_collected_reply_becomes_a_tombstone(
     await broker.collected(replies)
     await sweep(broker, orphan_ms=1)
     assert "body" in look.reply("a")  # ten minutes have not passed
-    look("ZADD", broker.keys.collected, "XX", look.now_ms() - 600_001, "a")
+    long_ago_ms = look.now_ms() - 600_001
+    look("HSET", broker.keys.reply("a"), "finished_ms", long_ago_ms)
+    look("ZADD", broker.keys.collected, "XX", long_ago_ms, "a")
     await sweep(broker)
     tomb = look.reply("a")
     assert {"body", "state", "inbox", "fence", "entry", "lane"}.isdisjoint(tomb)
