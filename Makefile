@@ -31,8 +31,8 @@ check: .venv/.dev ## Format, lint, types and import contracts
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports --no-logo
 
-faults: .venv/.dev ## Only the tests that kill, freeze and restart things
-	@$(BIN)/pytest tests/faults
+faults: .venv/.dev ## The faults of docs/faults.md in full numbers (20 minutes); ROLLOUTQ_SEED=n repeats a run
+	@ROLLOUTQ_FAULTS=full $(BIN)/pytest tests/faults -o faulthandler_timeout=0
 
 test-redis5: .venv-redis5/.dev ## The tests against servers with redis-py 5.3.1, beside arq and without torch
 	@echo '== tests/integration and tests/faults with redis-py 5.3.1'

@@ -21,9 +21,10 @@ from producer_sdk.results import Results
 from protocols import codec
 from protocols.errors import ConfigError, InvalidRequest
 from protocols.job import DEFAULT_PROTOCOL, Job, Lane, Reply
-from protocols.queue.broker import Broker, check_job
+from protocols.queue.broker import Broker
 from protocols.queue.keys import Keys
 from protocols.queue.link import check_url
+from protocols.queue.rows import check_job
 from protocols.rollout_state import SampleParams, TokenIds
 
 CANCEL_MOST = 500
@@ -35,7 +36,7 @@ Value = TypeVar("Value")
 
 
 class Settings(BaseSettings):
-    """By argument, then `ROLLOUTQ_URL`, `ROLLOUTQ_POOL`, `ROLLOUTQ_RUN`, `ROLLOUTQ_NO_WORKER_S`."""
+    """By argument, then by environment: `ROLLOUTQ_URL`, `ROLLOUTQ_POOL` and so on."""
 
     model_config = SettingsConfigDict(env_prefix="ROLLOUTQ_", extra="ignore", frozen=True)
 
@@ -43,6 +44,7 @@ class Settings(BaseSettings):
     pool: str = "default"
     run: str | None = None
     no_worker_s: float = 60.0
+    wait_replicas: int = 0
 
 
 class JobOptions(TypedDict, total=False):
@@ -67,12 +69,16 @@ class Client:
         pool: str | None = None,
         run: str | None = None,
         no_worker_s: float | None = None,
+        wait_replicas: int | None = None,
     ) -> None:
         """`no_worker_s`: how long waits go on while the pool has no live worker, then NoLiveWorker.
 
+        `wait_replicas`: a job counts as accepted once so many replicas of the server have it.
         Connects when first used. Raises ConfigError where a setting is wrong.
         """
-        self.settings = _settings(url=url, pool=pool, run=run, no_worker_s=no_worker_s)
+        self.settings = _settings(
+            url=url, pool=pool, run=run, no_worker_s=no_worker_s, wait_replicas=wait_replicas
+        )
         check_url(self.settings.url)
         Keys(self.settings.pool)
         self._reset()
@@ -228,7 +234,10 @@ class Client:
                         self._stem = secrets.token_hex(8)
                     settings = self.settings
                     self._courier = Courier(
-                        settings.url, settings.pool, no_worker_s=settings.no_worker_s
+                        settings.url,
+                        settings.pool,
+                        no_worker_s=settings.no_worker_s,
+                        wait_replicas=settings.wait_replicas,
                     )
                 courier = self._courier
         return courier

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from producer_sdk.fleet import SEEN_MS, no_live_worker
@@ -69,12 +70,13 @@ class Outstanding:
 class Courier:
     """Carries jobs and replies of one client in one process."""
 
-    def __init__(self, url: str, pool: str, *, no_worker_s: float) -> None:
+    def __init__(self, url: str, pool: str, *, no_worker_s: float, wait_replicas: int = 0) -> None:
         self._pool, self._no_worker_s = pool, no_worker_s
+        self._wait_replicas = wait_replicas
         self.pid = os.getpid()
         self.inbox = f"{self.pid}-{secrets.token_hex(6)}"
         self._outstanding: dict[str, Outstanding] = {}
-        self._refused: dict[ReplyFuture, Job] = {}
+        self._refused: dict[ReplyFuture, Callable[[], None]] = {}
         self._arriving: deque[tuple[Job | str, ReplyFuture]] = deque()
         self._woken = False
         self._closing = False
@@ -140,7 +142,10 @@ class Courier:
         writing = Link(self._url, name=f"client:{self.inbox}")
         waiting = Link(self._url, name=f"client:{self.inbox}:inbox")
         self._broker = Broker(writing, self._pool)
-        self._enqueue = Coalescer(self._broker.enqueue, size=lambda job: len(job.body))
+        self._enqueue = Coalescer(
+            partial(self._broker.enqueue, wait_replicas=self._wait_replicas),
+            size=lambda job: len(job.body),
+        )
         self._read = Coalescer(self._broker.replies, size=lambda _: 0, most=READ_MOST)
         self._started.set()
         tasks = [
@@ -167,10 +172,14 @@ class Courier:
                 self._expect(wanted, future)
                 self._look(wanted)
 
-    def _send(self, job: Job, future: ReplyFuture) -> None:
+    def _send(self, job: Job, future: ReplyFuture, *, accepted_before: bool = False) -> None:
+        patient = (QueueFull, ServerUnavailable) if accepted_before else QueueFull
+
         def told(answer: JobStatus | RolloutError | Exception) -> None:
-            if isinstance(answer, QueueFull) and not self._closing:
-                self._refused[future] = job
+            if isinstance(answer, patient) and not self._closing:
+                self._refused[future] = partial(
+                    self._send, job, future, accepted_before=accepted_before
+                )
                 self._loop.call_later(answer.retry_after_s or 1.0, self._send_again, future)
             elif isinstance(answer, Exception):
                 future.set_exception(answer)
@@ -182,10 +191,10 @@ class Courier:
         self._enqueue.put(job, told)
 
     def _send_again(self, future: ReplyFuture) -> None:
-        """Send what the full pool refused, unless its waiter has been told something else."""
-        job = self._refused.pop(future, None)
-        if job is not None:
-            self._send(job, future)
+        """Send what was refused for now, unless its waiter has been told something else."""
+        send = self._refused.pop(future, None)
+        if send is not None:
+            send()
 
     def _expect(self, job_id: str, future: ReplyFuture) -> Outstanding:
         entry = self._outstanding.get(job_id)
@@ -223,7 +232,7 @@ class Courier:
         del self._outstanding[job_id]
         assert entry.job is not None
         for waiter in entry.waiters:
-            self._send(entry.job, waiter)
+            self._send(entry.job, waiter, accepted_before=True)
 
     async def _collecting(self, broker: Broker) -> None:
         while True:

@@ -32,13 +32,18 @@ class _ErrorBody(msgspec.Struct):
     error: _Error
 
 
+def pack_numbers(numbers: TokenIds | Logprobs) -> bytes:
+    """Little-endian, 4 bytes each."""
+    if sys.byteorder == "little":
+        return numbers.tobytes()
+    swapped = numbers[:]
+    swapped.byteswap()
+    return swapped.tobytes()
+
+
 def _to_wire(value: object) -> bytes:
     if isinstance(value, TokenIds | Logprobs):
-        if sys.byteorder == "little":
-            return value.tobytes()
-        swapped = value[:]
-        swapped.byteswap()
-        return swapped.tobytes()
+        return pack_numbers(value)
     raise NotImplementedError(f"{type(value).__name__} does not travel")
 
 

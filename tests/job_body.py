@@ -4,7 +4,7 @@ from typing import Any
 
 from protocols.codec import encode_json
 from protocols.job import Job, JobStatus, Lane
-from protocols.queue.broker import Ending, Lease
+from protocols.queue.rows import Ending, Lease
 
 Body = dict[str, Any]
 

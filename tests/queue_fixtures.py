@@ -9,8 +9,9 @@ from typing import Protocol
 import pytest
 
 from producer_sdk import Client
-from protocols.queue.broker import Broker, Lease
+from protocols.queue.broker import Broker
 from protocols.queue.link import Link
+from protocols.queue.rows import Lease
 from tests.pool_look import Look, wait_until
 from tests.servers import Server, ServerKind
 from tests.worker_process import StartWorker, WorkerProcess

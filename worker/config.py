@@ -45,6 +45,12 @@ class Config(BaseSettings):
     lease_s: float = Field(
         15.0, ge=0.3, le=3600, description="a silent worker's jobs are reclaimed after it"
     )
+    checkpoint_tokens: int = Field(
+        64, ge=1, le=10**6, description="so many new tokens of a job are kept on the server"
+    )
+    checkpoint_s: float = Field(
+        2.0, ge=0.01, le=3600, description="new tokens are kept there after it at the latest"
+    )
     grace_s: float = Field(10.0, ge=0, le=3600, description="after SIGTERM, time for jobs to end")
     crash_limit: int = Field(3, ge=1, le=100, description="deaths in a row that make a dead letter")
     fail_limit: int = Field(5, ge=1, le=100, description="failures that make a dead letter")
@@ -58,7 +64,7 @@ class Config(BaseSettings):
     threads: int | None = Field(
         None, ge=1, le=1024, description="torch: CPU threads; default all cores"
     )
-    kv_memory_bytes: int = Field(2 * 1024**3, ge=2**20, description="torch: most memory for KV")
+    kv_memory_bytes: int = Field(4 * 1024**3, ge=2**20, description="torch: most memory for KV")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("url")

@@ -4,14 +4,19 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from typing import Any
 
-from protocols.queue.broker import Broker, Lease, Renewal, Taken
+from protocols.cancellation import cancel
+from protocols.queue.broker import Broker
+from protocols.queue.rows import Lease, Renewal, Taken
 from worker.lease import LeaseKeeper
 from worker.outcome import Outcome, Settler
 from worker.pipeline import Attempt, Order
 
 GATE_POLL_S = 0.5
+SLOT_POLL_S = 0.25
 SETTLE_S = 30.0
+ABOUT_TO_END_S = 1.0
 
 _ORDERS: dict[Renewal, Order] = {"cancel": "cancel", "expire": "expire", "lost": "lost"}
 
@@ -32,14 +37,19 @@ class Consumer:
         slots: int,
         lease_s: float,
         policy_version: Callable[[], int],
+        pressed: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`broker` has a link of its own: the one connection of the process that may block."""
+        """`broker` has a link of its own: the one connection of the process that may block.
+
+        `pressed` tells whether the engine has more than it can run at once; then nothing is taken.
+        """
         self._broker, self._worker = broker, worker
         self._keeper, self._settler = keeper, settler
         self._handle = handle
         self._slots, self._lease_ms = slots, int(lease_s * 1000)
-        self._policy_version = policy_version
-        self._attempts: dict[tuple[str, str], Attempt] = {}
+        self._policy_version, self._pressed = policy_version, pressed
+        self._holding_back = self._alone = False
+        self._attempts: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._slot_freed = asyncio.Event()
         self._nonce = secrets.token_hex(4)
@@ -55,15 +65,36 @@ class Consumer:
         """Take and run jobs until cancelled; attempts under way go on."""
         while True:
             free = self._slots - len(self._attempts)
-            if free <= 0:
-                self._slot_freed.clear()
-                await self._slot_freed.wait()
+            if free <= 0 or self._held_back() or (self._attempts and self._pressed()):
+                await self._wait_for_slot()
                 continue
             taken = await self._take(free)
             if taken.gate != "open":
                 await asyncio.sleep(GATE_POLL_S)
+            elif taken.hold:
+                self._hold_back(taken)
             elif len(taken.leases) < free:
                 await self._broker.bell()
+
+    async def _wait_for_slot(self) -> None:
+        self._slot_freed.clear()
+        try:
+            async with asyncio.timeout(SLOT_POLL_S):
+                await self._slot_freed.wait()
+        except TimeoutError:
+            return
+
+    def _hold_back(self, taken: Taken) -> None:
+        """A quarantined job wants this worker for itself: now that it runs, or once it is idle."""
+        self._holding_back, self._alone = True, bool(taken.leases)
+
+    def _held_back(self) -> bool:
+        """Whether to take nothing: until idle, or until the lone job has a new checkpoint."""
+        if not self._holding_back:
+            return False
+        got_on = self._alone and any(attempt.checkpoint.grown for attempt in self._attempts)
+        self._holding_back = bool(self._attempts) and not got_on
+        return self._holding_back
 
     async def _take(self, free: int) -> Taken:
         self._takes += 1
@@ -74,6 +105,7 @@ class Consumer:
                 free,
                 lease_ms=self._lease_ms,
                 policy_version=self._policy_version(),
+                holding=len(self._attempts),
             )
         )
         try:
@@ -90,8 +122,8 @@ class Consumer:
 
     def _begin(self, lease: Lease) -> None:
         attempt = Attempt(lease)
-        self._attempts[_key(lease)] = attempt
-        self._keeper.hold(lease)
+        self._attempts.add(attempt)
+        self._keeper.hold(attempt)
         task = asyncio.get_running_loop().create_task(self._see_through(attempt))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -102,29 +134,36 @@ class Consumer:
             await self._settler.settle(attempt.lease, outcome)
             self.finished_jobs += 1
         finally:
-            del self._attempts[_key(attempt.lease)]
-            self._keeper.drop(attempt.lease)
+            self._attempts.discard(attempt)
+            self._keeper.drop(attempt)
             self._slot_freed.set()
 
-    def obey(self, lease: Lease, renewal: Renewal) -> None:
-        """Pass on what a renewal said of a lease."""
-        attempt = self._attempts.get(_key(lease))
-        if attempt is not None and renewal in _ORDERS:
+    def obey(self, attempt: Attempt, renewal: Renewal) -> None:
+        """Pass on what a renewal said of an attempt."""
+        if attempt in self._attempts and renewal in _ORDERS:
             attempt.give(_ORDERS[renewal])
 
-    async def drain(self, grace_s: float) -> None:
-        """Let attempts end for `grace_s`, then hand back the rest; return when all is written."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace_s)
-        for attempt in list(self._attempts.values()):
+    async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Hand back what will not end within the grace, let the rest end; return when all is written.
+
+        What is about to end does so first. `hurry` ends the grace.
+        """
+        hurried = asyncio.create_task(hurry.wait())
+        about_s = min(ABOUT_TO_END_S, grace_s)
+        await self._wait_for_all(about_s, hurried)
+        for attempt in list(self._attempts):
+            if not attempt.ends_within(grace_s - about_s):
+                attempt.give("hand back")
+        await self._wait_for_all(grace_s - about_s, hurried)
+        for attempt in list(self._attempts):
             attempt.give("hand back")
+        await cancel(hurried)
         if self._tasks:
             _, left = await asyncio.wait(self._tasks, timeout=SETTLE_S)
             for task in left:
                 log.error("an attempt did not end in %s s; its lease will run out", SETTLE_S)
                 task.cancel()
 
-
-def _key(lease: Lease) -> tuple[str, str]:
-    """A worker that was frozen may hold two leases of one job, the older one lost."""
-    return lease.job_id, lease.fence
+    async def _wait_for_all(self, seconds: float, hurried: asyncio.Task[Any]) -> None:
+        ended = asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.wait([ended, hurried], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -13,9 +13,10 @@ from typing import TypeAlias, assert_never
 import msgspec
 
 from protocols.errors import RolloutError
-from protocols.job import JobStatus
-from protocols.queue.broker import Broker, Ending, Failure, Lease
+from protocols.job import JobStatus, Segment
+from protocols.queue.broker import Broker
 from protocols.queue.coalesce import Coalescer
+from protocols.queue.rows import Ending, Failure, Hold, Lease
 
 log = logging.getLogger("rolloutq.outcome")
 
@@ -35,16 +36,23 @@ class Ended(msgspec.Struct, frozen=True):
     error: RolloutError
     body: bytes
     """The error in the job's dialect."""
+    state: bytes = b""
+    """The rollout states as far as they came."""
 
 
 class Retried(msgspec.Struct, frozen=True):
     """The attempt failed; another may succeed."""
 
     error: RolloutError
+    segments: tuple[Segment, ...] = ()
+    """Generated since the last checkpoint."""
 
 
 class HandedBack(msgspec.Struct, frozen=True):
     """The worker gives the job to another."""
+
+    segments: tuple[Segment, ...] = ()
+    """Generated since the last checkpoint."""
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -62,8 +70,8 @@ class Settler:
         self._fail_limit = fail_limit
         self._backoff_s = backoff_s
         self._finish = Coalescer(broker.finish, size=lambda end: len(end.body) + len(end.state))
-        self._fail = Coalescer(self._fail_batch, size=lambda failure: len(failure.message))
-        self._release = Coalescer(broker.release, size=lambda _: 0)
+        self._fail = Coalescer(self._fail_batch, size=lambda failure: failure.hold.bytes)
+        self._release = Coalescer(broker.release, size=lambda hold: hold.bytes)
 
     async def settle(self, lease: Lease, outcome: Outcome) -> None:
         """Write what an attempt's end means to its job."""
@@ -73,16 +81,17 @@ class Settler:
                 kept = await self._finish.answer(
                     Ending(job_id, fence, JobStatus.COMPLETED, 200, body, state, "", version)
                 )
-            case Ended(status, error, body):
+            case Ended(status, error, body, state):
                 kept = await self._finish.answer(
-                    Ending(job_id, fence, status, error.http_status, body, error=error.code)
+                    Ending(job_id, fence, status, error.http_status, body, state, error.code)
                 )
-            case Retried(error):
+            case Retried(error, segments):
                 delay_ms = int(random.uniform(0, self._backoff_s) * 1000 * 2 ** (lease.attempt - 1))
-                retrial = await self._fail.answer(Failure(job_id, fence, delay_ms, error.message))
+                hold = Hold(job_id, fence, segments)
+                retrial = await self._fail.answer(Failure(hold, delay_ms, error.message))
                 kept = retrial != "lost"
-            case HandedBack():
-                kept = await self._release.answer((job_id, fence))
+            case HandedBack(segments):
+                kept = await self._release.answer(Hold(job_id, fence, segments))
             case Lost():
                 kept = False
             case _:

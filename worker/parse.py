@@ -19,6 +19,7 @@ class Sample:
 
     def __init__(self, params: SampleParams, tokenizer: Tokenizer) -> None:
         self._params, self._tokenizer = params, tokenizer
+        self.wide = params.top_logprobs
         self._stops = [stop.encode() for stop in params.stops]
         self._reach = max(map(len, self._stops), default=0)
         self._tail = b""
@@ -37,11 +38,13 @@ class Sample:
         stopped = kept < drawn or self.stop_reason is not None
         if kept and (not self.versions or self.versions[-1][0] != segment.policy_version):
             self.versions.append((segment.policy_version, len(self.ids)))
-        wide = self._params.top_logprobs
-        self.ids.extend(segment.token_ids[:kept])
-        self.logprobs.extend(segment.logprobs[:kept])
+        wide = self.wide
         self.top_ids.extend(segment.top_ids[: kept * wide])
         self.top_logprobs.extend(segment.top_logprobs[: kept * wide])
+        self.logprobs.extend(segment.logprobs[:kept])
+        self.ids.extend(
+            segment.token_ids[:kept]
+        )  # last: a checkpoint reads as far as there are ids
         self.finish_reason = "stop" if stopped else segment.finish_reason
         if self.finish_reason == "stop" and not stopped and self.ids:
             last = self.ids[-1]
@@ -80,8 +83,10 @@ class Sample:
         kept = len(self.stop_reason) if self._params.include_stop_str_in_output else 0
         return text[: at + kept]
 
-    def state(self, prompt: RolloutState, job_id: str, index: int) -> RolloutState:
-        """The completed rollout state of this sample."""
+    def state(
+        self, prompt: RolloutState, job_id: str, index: int, *, cut_off: Status | None = None
+    ) -> RolloutState:
+        """The rollout state of this sample: completed, or cut off with `status` and why."""
         return replace(
             prompt,
             rollout_id=f"{job_id}/{index}",
@@ -92,7 +97,7 @@ class Sample:
             top_ids=self.top_ids,
             top_logprobs=self.top_logprobs,
             policy_versions=tuple(self.versions),
-            finish_reason=self.finish_reason,
+            finish_reason=self.finish_reason or "abort",
             stop_reason=self.stop_reason,
-            status=Status.COMPLETED,
+            status=Status.COMPLETED if self.finish_reason else (cut_off or Status.ABORTED),
         )

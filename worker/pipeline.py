@@ -9,13 +9,16 @@ import logging
 import time
 from typing import Literal, assert_never
 
+from msgspec.structs import replace
+
 from protocols import codec
 from protocols.dialects import dialect_of, error_body
 from protocols.dialects.base import Answer, Dialect, Normal
 from protocols.errors import Cancelled, DeadlineExceeded, EngineFailed, JobError, RolloutError
-from protocols.job import JobStatus
-from protocols.queue.broker import Lease, job_of, protocol_of
+from protocols.job import ROLLOUT_STATUS, JobStatus
+from protocols.queue.rows import Lease, job_of, protocol_of
 from protocols.rollout_state import RolloutState
+from worker.checkpoint import Checkpoint
 from worker.engines.base import Call, Engine, Generation
 from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
@@ -37,7 +40,12 @@ class Attempt:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.order: Order | None = None
+        self.prompt: RolloutState | None = None
+        self.samples: list[Sample] = []
+        self.checkpoint = Checkpoint(self.samples)
         self._generation: Generation | None = None
+        self._begun_s = time.monotonic()
+        self._limit_tokens = 0
 
     def give(self, order: Order) -> None:
         """End the attempt: at once where it generates, else before it would begin to. The first order counts."""
@@ -45,22 +53,40 @@ class Attempt:
         if self._generation is not None:
             self._generation.close()
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it would end by then at its pace so far, were every sample to use all its tokens."""
+        drawn = max(len(sample.ids) for sample in self.samples) if self.samples else 0
+        fresh = drawn - max((s.start + len(s.token_ids) for s in self.lease.kept), default=0)
+        if fresh <= 0:
+            return False
+        pace_s = (time.monotonic() - self._begun_s) / fresh
+        return (self._limit_tokens - drawn) * pace_s <= seconds
+
     async def draw(self, engine: Engine, call: Call) -> list[Sample]:
-        """Generate; raises Interrupted where an order came first."""
+        """Generate what earlier attempts did not; raises Interrupted where an order came first."""
         samples = [Sample(call.params, engine.tokenizer) for _ in range(call.params.n)]
-        if self.order is None:
-            generation = self._generation = engine.generate(call)
-            try:
-                async for segment in generation:
-                    if samples[segment.index].add(segment):
-                        generation.stop(segment.index)
-            finally:
-                generation.close()
+        for segment in self.lease.kept:
+            samples[segment.index].add(segment)
+        self.samples, self.checkpoint = samples, Checkpoint(samples)
+        self._begun_s, self._limit_tokens = time.monotonic(), call.params.max_tokens or 0
+        ended = frozenset(i for i, sample in enumerate(samples) if sample.finish_reason is not None)
+        if self.order is None and len(ended) < len(samples):
+            kept = tuple(sample.ids[:] for sample in samples) if self.lease.kept else ()
+            await self._draw(engine, replace(call, kept=kept, ended=ended))
         if self.order is not None:
             raise Interrupted
         if any(sample.finish_reason is None for sample in samples):
             raise EngineFailed("the engine ended a sample without a reason")
         return samples
+
+    async def _draw(self, engine: Engine, call: Call) -> None:
+        generation = self._generation = engine.generate(call)
+        try:
+            async for segment in generation:
+                if self.samples[segment.index].add(segment):
+                    generation.stop(segment.index)
+        finally:
+            generation.close()
 
 
 async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
@@ -75,10 +101,10 @@ async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
     except Interrupted:
         return _obeyed(attempt)
     except RolloutError as error:
-        return _failed(lease, error)
+        return _failed(attempt, error)
     except Exception:  # the one place where a fault of ours or of an engine becomes an outcome
         log.exception("job %s: attempt %s broke", lease.job_id, lease.attempt)
-        return Retried(EngineFailed("the worker broke on this job; its log tells why"))
+        return _failed(attempt, EngineFailed("the worker broke on this job; its log tells why"))
     finally:
         if timer is not None:
             timer.cancel()
@@ -90,6 +116,7 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str) -> Outco
     normal = dialect.normalize(job.body)
     check(normal, engine, pool)
     prompt, call = await render(normal, job, engine)
+    attempt.prompt = prompt
     samples = await attempt.draw(engine, call)
     states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
     return _answer(attempt.lease, dialect, normal, states, engine)
@@ -119,25 +146,31 @@ def _obeyed(attempt: Attempt) -> Outcome:
     job_id = attempt.lease.job_id
     match attempt.order:
         case "cancel":
-            return _ended(
-                attempt.lease, JobStatus.CANCELLED, Cancelled(f"job {job_id} was cancelled")
-            )
+            return _ended(attempt, JobStatus.CANCELLED, Cancelled(f"job {job_id} was cancelled"))
         case "expire":
             error = DeadlineExceeded(f"the deadline of job {job_id} passed while it was generated")
-            return _ended(attempt.lease, JobStatus.EXPIRED, error)
+            return _ended(attempt, JobStatus.EXPIRED, error)
         case "hand back":
-            return HandedBack()
+            return HandedBack(tuple(attempt.checkpoint.segments()))
         case "lost" | None:
             return Lost()
         case _:
             assert_never(attempt.order)
 
 
-def _failed(lease: Lease, error: RolloutError) -> Outcome:
+def _failed(attempt: Attempt, error: RolloutError) -> Outcome:
     if isinstance(error, JobError) and error.retryable:
-        return Retried(error)
-    return _ended(lease, JobStatus.FAILED, error)
+        return Retried(error, tuple(attempt.checkpoint.segments()))
+    return _ended(attempt, JobStatus.FAILED, error)
 
 
-def _ended(lease: Lease, status: JobStatus, error: RolloutError) -> Ended:
-    return Ended(status, error, error_body(protocol_of(lease), error, lease.job_id))
+def _ended(attempt: Attempt, status: JobStatus, error: RolloutError) -> Ended:
+    """Without an answer, but with the tokens so far in the rollout states."""
+    lease, prompt = attempt.lease, attempt.prompt
+    states = [
+        sample.state(prompt, lease.job_id, index, cut_off=ROLLOUT_STATUS[status])
+        for index, sample in enumerate(attempt.samples)
+        if prompt is not None
+    ]
+    body = error_body(protocol_of(lease), error, lease.job_id)
+    return Ended(status, error, body, codec.pack_states(states) if states else b"")

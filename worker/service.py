@@ -21,6 +21,10 @@ from worker.lease import LeaseKeeper
 from worker.outcome import Settler
 from worker.pipeline import run_job
 
+OUTAGE_S = 24 * 3600.0
+"""A worker that has served waits this long for a server that is away."""
+LEAVING_S = 10.0
+"""But only so long once it has been told to leave: its leases run out by themselves."""
 GOODBYE_S = 2.0
 
 log = logging.getLogger("rolloutq.worker")
@@ -35,13 +39,14 @@ class Service:
         self.state = "starting"
         self._started_ms = int(time.time() * 1000)
         self._leave = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._failure: Exception | None = None
 
     async def run(self) -> None:
         """Serve until `stop`; raises what broke the worker, if something did."""
         config = self.config
-        blocking = Link(config.url, name=f"{config.worker_id}:taker")
-        writing = Link(config.url, name=f"{config.worker_id}:writer")
+        blocking = Link(config.url, name=f"{config.worker_id}:taker", outage_s=OUTAGE_S)
+        writing = Link(config.url, name=f"{config.worker_id}:writer", outage_s=OUTAGE_S)
         broker = Broker(writing, config.pool)
         settler = Settler(broker, fail_limit=config.fail_limit, backoff_s=config.backoff_s)
         keeper = LeaseKeeper(
@@ -50,6 +55,8 @@ class Service:
             config.worker_id,
             lease_s=config.lease_s,
             crash_limit=config.crash_limit,
+            checkpoint_tokens=config.checkpoint_tokens,
+            checkpoint_s=config.checkpoint_s,
         )
         consumer = Consumer(
             Broker(blocking, config.pool),
@@ -60,6 +67,7 @@ class Service:
             slots=config.slots,
             lease_s=config.lease_s,
             policy_version=lambda: self.engine.policy_version,
+            pressed=lambda: self.engine.counters()["waiting_samples"] > 0,
         )
         try:
             await broker.prepare()
@@ -67,9 +75,9 @@ class Service:
             await self.engine.start()
             self.state = "serving"
             log.info("worker %s serves pool %s", config.worker_id, config.pool)
-            await self._serve(consumer)
+            await self._serve(consumer, writing)
         finally:
-            self.state = "stopped"
+            self.state, writing.outage_s = "stopped", LEAVING_S
             await settler.close()
             keeper.close()
             await self._say_goodbye(broker)
@@ -79,15 +87,15 @@ class Service:
         if self._failure is not None:
             raise self._failure
 
-    async def _serve(self, consumer: Consumer) -> None:
+    async def _serve(self, consumer: Consumer, writing: Link) -> None:
         taking = asyncio.create_task(consumer.run())
         leaving = asyncio.create_task(self._leave.wait())
         await asyncio.wait([taking, leaving], return_when=asyncio.FIRST_COMPLETED)
-        self.state = "draining"
+        self.state, writing.outage_s = "draining", LEAVING_S
         if taking.done():
             self._failure = self._failure or _exception_of(taking)
         await cancel(taking, leaving)
-        await consumer.drain(self.config.grace_s)
+        await consumer.drain(self.config.grace_s, self._hurry)
 
     async def _say_goodbye(self, broker: Broker) -> None:
         with contextlib.suppress(QueueError, TimeoutError):  # where nobody listens, silence says it
@@ -95,7 +103,9 @@ class Service:
                 await broker.leave(self.config.worker_id)
 
     def stop(self) -> None:
-        """Take no more, finish what ends within the grace, hand the rest back."""
+        """Take no more, finish what ends within the grace, hand the rest back; a second time, at once."""
+        if self._leave.is_set():
+            self._hurry.set()
         self._leave.set()
 
     def _keep(self, keeper: LeaseKeeper, consumer: Consumer) -> None:
@@ -107,7 +117,7 @@ class Service:
 
         keeper.start(
             facts=partial(self._facts, consumer),
-            obey=lambda lease, order: loop.call_soon_threadsafe(consumer.obey, lease, order),
+            obey=lambda attempt, order: loop.call_soon_threadsafe(consumer.obey, attempt, order),
             broken=lambda error: loop.call_soon_threadsafe(broken, error),
         )
 

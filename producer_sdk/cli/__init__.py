@@ -29,6 +29,7 @@ _COMMANDS = {
     "submit": "Send a job and print its answer.",
     "job": "Tell what became of a job.",
     "cancel": "Cancel a job, or all jobs of a run.",
+    "dead": "List, show, requeue or purge dead letters.",
     "status": "Show a pool's live workers and what waits for them.",
 }
 

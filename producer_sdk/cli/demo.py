@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Never
 
-from producer_sdk.cli.demo_jobs import SAMPLES, Sent, send_all
-from producer_sdk.cli.demo_report import answers, verdict
+from producer_sdk.cli.demo_jobs import SAMPLES, STORY, Sent, send_all
+from producer_sdk.cli.demo_report import answers, continued, verdict
 from producer_sdk.cli.process import ended_by_signals
 from producer_sdk.cli.screen import say, show
 from producer_sdk.cli.server import free_port
@@ -24,8 +24,6 @@ READY_LIMIT_S = 300.0
 ANSWER_LIMIT_S = 180.0
 STRIKE_LIMIT_S = 60.0
 STRIKE_POLL_S = 0.05
-STRIKE_JOBS = 2
-"""A worker that holds fewer is not worth killing."""
 WORKERS = ("anna", "bert")
 FLAGS = {"slots": "8", "lease-s": "4", "grace-s": "1"}
 
@@ -36,6 +34,8 @@ class Fault:
 
     worker: str
     held: frozenset[str]
+    kept_tokens: int
+    """Of the story, checkpointed by then."""
 
 
 def demo(*, engine: Literal["torch", "scripted"] = "torch", keep: bool = False) -> None:
@@ -76,7 +76,11 @@ def _perform(stack: Stack, *, scripted: bool) -> None:
         sent = send_all(client, scripted=scripted)
         fault, replies = _see_through(stack, sent)
     took_s = time.monotonic() - began
-    show(*answers(sent, replies, fault.held), verdict(replies, fault.worker, fault.held, took_s))
+    show(
+        *answers(sent, replies, fault.held),
+        continued(replies, STORY, fault.kept_tokens),
+        verdict(replies, fault.worker, fault.held, took_s),
+    )
     check(replies, fault)
 
 
@@ -93,18 +97,19 @@ def _see_through(stack: Stack, sent: Sequence[Sent]) -> tuple[Fault, list[Reply]
 
 
 def _strike(stack: Stack, job_ids: Sequence[str]) -> Fault:
-    """Once the first job is answered, kill the worker that holds most of the others."""
+    """Once a job is answered and the story has a checkpoint, kill the worker that generates the story."""
     give_up_at = time.monotonic() + STRIKE_LIMIT_S
     while time.monotonic() < give_up_at:
         jobs = _look(stack, job_ids)
-        victim = max(stack.workers, key=lambda name: len(_held(jobs, name)))
-        if _answered(jobs) and len(_held(jobs, victim)) >= STRIKE_JOBS:
+        victim = jobs[STORY].get("worker", "")
+        if _answered(jobs) and _kept(jobs) and STORY in _held(jobs, victim):
             stack.workers[victim].kill()
-            return Fault(victim, _held(_look(stack, job_ids), victim))
-        if _answered(jobs) == len(jobs):
+            jobs = _look(stack, job_ids)
+            return Fault(victim, _held(jobs, victim), _kept(jobs))
+        if "finished_ms" in jobs[STORY]:
             break
         time.sleep(STRIKE_POLL_S)
-    raise RolloutError("no worker could be killed between the first answer and the last ones")
+    raise RolloutError("no worker could be killed between the story's first checkpoint and its end")
 
 
 def _look(stack: Stack, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -118,6 +123,11 @@ def _look(stack: Stack, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
 
 def _answered(jobs: dict[str, dict[str, str]]) -> int:
     return sum("finished_ms" in told for told in jobs.values())
+
+
+def _kept(jobs: dict[str, dict[str, str]]) -> int:
+    """Tokens of the story that the server has."""
+    return int(jobs[STORY].get("kept:0", 0))
 
 
 def _held(jobs: dict[str, dict[str, str]], worker: str) -> frozenset[str]:
@@ -140,8 +150,10 @@ def check(replies: Sequence[Reply], fault: Fault) -> None:
                 f"job {reply.job_id}: attempt {reply.attempts} on {reply.worker} answered it, "
                 f"which does not fit what the killed {fault.worker} held"
             )
-    if not fault.held:
-        raise RolloutError(f"worker {fault.worker} held nothing any more when it was killed")
+    if STORY not in fault.held or not fault.kept_tokens:
+        raise RolloutError(
+            f"worker {fault.worker} held no checkpoint of the story any more when it was killed"
+        )
 
 
 def _what_next(engine: str) -> str:

@@ -11,6 +11,8 @@ from protocols.job import Reply
 from protocols.rollout_state import SampleParams
 
 TOKENS, GROUP_TOKENS, SAMPLES = 48, 24, 8
+STORY, STORY_TOKENS = "story", 160
+"""Of the job that is long enough to be killed behind a checkpoint."""
 MS_PER_TOKEN = 80
 """The scripted engine's pace, so that it can be killed in the middle."""
 
@@ -26,6 +28,7 @@ _PROMPTS = (
     ("generate-2", "generate", "How many days are in a week?"),
 )
 _BEGINNING = "Once upon a time, in a small village by the river,"
+_STORY = "Tell me the story of a lighthouse keeper and a whale."
 _GROUP = "Invent a name for a friendly robot, and say why it fits."
 
 
@@ -44,7 +47,7 @@ class Sent:
 
 
 def send_all(client: Client, *, scripted: bool) -> list[Sent]:
-    """Submit everything: ten prompts and a group of `SAMPLES`."""
+    """Submit everything: the story, ten prompts and a group of `SAMPLES`."""
     pace: dict[str, Any] = {"rollout": {"script": {"ms_per_token": MS_PER_TOKEN}}}
     sent = [
         Sent(
@@ -64,9 +67,25 @@ def send_all(client: Client, *, scripted: bool) -> list[Sent]:
 
 
 def bodies() -> list[tuple[str, str, dict[str, Any]]]:
-    """(job id, protocol, request body) of every single prompt."""
+    """(job id, protocol, request body) of every single prompt; first the story, which takes longest."""
     limits = {"max_tokens": TOKENS, "temperature": 0}
     made = [
         (job_id, protocol, asking(text, protocol, **limits)) for job_id, protocol, text in _PROMPTS
     ]
-    return [*made, ("generate-text", "generate", {"prompt": _BEGINNING, "sample_params": limits})]
+    return [
+        (STORY, "generate", _story()),
+        *made,
+        ("generate-text", "generate", {"prompt": _BEGINNING, "sample_params": limits}),
+    ]
+
+
+def _story() -> dict[str, Any]:
+    """As long as it is told to be, from the model and from the scripted engine, which repeats its prompt."""
+    params = {
+        "max_tokens": STORY_TOKENS,
+        "min_tokens": STORY_TOKENS,
+        "temperature": 0.8,
+        "sampling_seed": 7,
+    }
+    text = f"{_STORY} {_STORY} {_STORY}"
+    return {"messages": [{"role": "user", "content": text}], "sample_params": params}

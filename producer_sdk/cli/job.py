@@ -61,12 +61,33 @@ def _table(job_id: str, history: dict[str, str], reply: Reply | None) -> Table:
     for name in _COUNTS:
         if facts[name] or name == "attempts":
             table.add_row(name, str(facts[name]))
-    for name in _TIMES:
-        if name in facts:
-            table.add_row(name.removesuffix("_ms"), _clock(int(facts[name])))
+    for at_ms, what in _timeline(history):
+        table.add_row(_clock(at_ms), what)
     if reply is not None and reply.status is not JobStatus.COMPLETED:
         table.add_row("why", str(reply.exception()))
     return table
+
+
+def _timeline(history: dict[str, str]) -> list[tuple[int, str]]:
+    """What happened when, by the server's clock."""
+    events: list[tuple[int, str]] = []
+    if "queued_ms" in history:
+        events.append((int(history["queued_ms"]), "enqueued"))
+    for event in filter(None, history.get("events", "").split(";")):
+        at_ms, _, what = event.partition(" ")
+        events.append((int(at_ms), what))
+    kept = sum(int(count) for name, count in history.items() if name.startswith("kept:"))
+    started_ms = int(history.get("started_ms", 0))
+    noted = f"{started_ms} taken by" in history.get("events", "")
+    if started_ms and not noted:
+        events.append((started_ms, f"taken by {history['worker']}"))
+    if kept:
+        events.append((started_ms, f"{kept} tokens in {history['checkpoints']} checkpoints"))
+    if "deadline_ms" in history:
+        events.append((int(history["deadline_ms"]), "deadline"))
+    if "finished_ms" in history:
+        events.append((int(history["finished_ms"]), f"answered: {history['status']}"))
+    return sorted(events, key=lambda event: event[0])
 
 
 def _answers(reply: Reply) -> list[str]:

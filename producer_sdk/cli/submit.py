@@ -19,7 +19,8 @@ from producer_sdk.future import Future
 from protocols import codec
 from protocols.errors import InvalidRequest, NoLiveWorker, RolloutError
 from protocols.job import Job, JobStatus, Lane, Reply
-from protocols.queue.broker import Broker, check_job
+from protocols.queue.broker import Broker
+from protocols.queue.rows import check_job
 
 MOST_S = 1e9
 

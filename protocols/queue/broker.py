@@ -1,21 +1,16 @@
 """The steps of functions.lua as typed calls. Both sides use them; nothing else talks to the pool's keys."""
 
 import asyncio
-import hashlib
-import re
 import secrets
 import time
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import msgspec
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
-from protocols import codec
 from protocols.control import default_desired
 from protocols.errors import (
-    BodyTooLarge,
     InvalidRequest,
     JobConflict,
     PoolNotPrepared,
@@ -23,91 +18,38 @@ from protocols.errors import (
     RolloutError,
     ServerUnavailable,
 )
-from protocols.job import DEFAULT_PROTOCOL, MAX_BODY_BYTES, Job, JobStatus, Lane, Reply
+from protocols.job import DEFAULT_PROTOCOL, Job, JobStatus, Reply
 from protocols.queue.keys import BELL, GROUP, LANES, Keys
 from protocols.queue.link import Argument, Command, Link
+from protocols.queue.rows import (
+    REPLY_FIELDS,
+    DeadLetter,
+    Ending,
+    Failure,
+    Hold,
+    Renewal,
+    Retrial,
+    Swept,
+    Taken,
+    body_hash,
+    fields_of,
+    hold_args,
+    lease_of,
+    letter_of,
+    reply_of,
+    texts,
+)
 
 SCHEMA = 1
 BACKLOG_JOBS = 100_000
 FULL_RETRY_S = 1.0
 BELL_BLOCK_S = 2.0
+COPY_WAIT_S = 0.5
 EARLY_S = 0.02
 LIBRARY = (files("protocols.queue") / "functions.lua").read_text()
 LIBRARY_VERSION = int(LIBRARY.partition("local VERSION = ")[2].partition("\n")[0])
 
-_FIELDS = (
-    "status",
-    "code",
-    "body",
-    "state",
-    "error",
-    "attempts",
-    "worker",
-    "policy_version",
-    "finished_ms",
-)
 _UNPREPARED = ("UNPREPARED", "NOGROUP", "UNBLOCKED", "Function not found")
-
-Renewal = Literal["held", "lost", "cancel", "expire"]
-Retrial = Literal["retry", "dead", "lost"]
-
-
-class Lease(msgspec.Struct, frozen=True):
-    """A job taken: what an attempt works on and proves itself by."""
-
-    job_id: str
-    fence: str
-    """attempt:nonce; every write of the attempt is compared with it."""
-    lane: str
-    left_ms: int | None
-    """What was left to its deadline when it was taken."""
-    fields: dict[bytes, bytes]
-    """The stream entry's fields as they came."""
-
-    @property
-    def attempt(self) -> int:
-        """1 for the first."""
-        return int(self.fence.partition(":")[0])
-
-
-class Ending(msgspec.Struct, frozen=True):
-    """A terminal reply on its way to the server."""
-
-    job_id: str
-    fence: str
-    status: JobStatus
-    code: int
-    body: bytes
-    state: bytes = b""
-    error: str = ""
-    policy_version: int | None = None
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """A failed attempt that may be tried again."""
-
-    job_id: str
-    fence: str
-    delay_ms: int
-    message: str
-
-
-class Taken(NamedTuple):
-    """The answer to a take."""
-
-    gate: str
-    """`open`, `closed`, or `missing` while there is no desired state."""
-    leases: list[Lease]
-
-
-class Swept(NamedTuple):
-    """What a sweep found."""
-
-    reclaimed: int
-    dead: int
-    promoted: int
-    expired: int
-    orphans: int
 
 
 class Broker:
@@ -165,24 +107,57 @@ class Broker:
         if there < LIBRARY_VERSION:
             await self.link.call("FUNCTION", "LOAD", "REPLACE", LIBRARY)
 
-    async def _step(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as sent
+    async def _step(self, name: str, *args: Argument, only: int | None = None) -> Any:  # noqa: ANN401
+        step: Command = ("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
         try:
-            return await self.link.call("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+            return await self.link.call(*step, only=only)
         except ResponseError as error:
             if not _lacks_preparation(error):
                 raise refusal(error, self.link.address) from None
         await self.prepare()
-        return await self.link.call("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+        return await self.link.call(*step, only=only)
+
+    async def _copied_step(self, replicas: int, name: str, *args: Argument) -> Any:  # noqa: ANN401
+        """A step that counts only once so many replicas have it; repeated until then.
+
+        Step and WAIT travel together: after a break, a WAIT alone would ask another connection.
+        """
+        step: Command = ("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+        wait: Command = ("WAIT", replicas, int(COPY_WAIT_S * 1000))
+        give_up_at = time.monotonic() + self.link.outage_s
+        while True:
+            answer, copies = await self.link.calls([step, wait], block_s=COPY_WAIT_S)
+            if isinstance(answer, ResponseError):
+                if not _lacks_preparation(answer):
+                    raise refusal(answer, self.link.address)
+                await self.prepare()
+            elif isinstance(copies, int) and copies >= replicas:
+                return answer
+            if time.monotonic() >= give_up_at:
+                raise ServerUnavailable(
+                    f"fewer than {replicas} replicas of Redis at {self.link.address} acknowledge; "
+                    "bring one back, or submit with fewer wait_replicas",
+                    retry_after_s=FULL_RETRY_S,
+                )
 
     # what producers call
 
-    async def enqueue(self, jobs: Sequence[Job]) -> list[JobStatus | RolloutError]:
-        """For each job its status, or why it was not accepted."""
+    async def enqueue(
+        self, jobs: Sequence[Job], *, wait_replicas: int = 0
+    ) -> list[JobStatus | RolloutError]:
+        """For each job its status, or why it was not accepted.
+
+        Returns once `wait_replicas` replicas have the jobs too: a failover to one of them loses
+        none. Raises ServerUnavailable where they do not answer for as long as an outage may last.
+        """
         args: list[Argument] = []
         for job in jobs:
-            fields = list(_fields_of(job))
+            fields = list(fields_of(job))
             args += (job.id, job.lane, body_hash(job.protocol, job.body), len(fields), *fields)
-        answers = await self._step("enqueue", *args)
+        if wait_replicas:
+            answers = await self._copied_step(wait_replicas, "enqueue", *args)
+        else:
+            answers = await self._step("enqueue", *args)
         return [self._accepted(job, answer) for job, answer in zip(jobs, answers, strict=True)]
 
     def _accepted(self, job: Job, answer: bytes) -> JobStatus | RolloutError:
@@ -191,10 +166,10 @@ class Broker:
                 f"job id {job.id} was accepted before with another body; choose another id",
                 param="id",
             )
-        if answer == b"full":
+        if answer.startswith(b"full"):
             return QueueFull(
                 f"pool {self.keys.pool} has reached its backlog limit; wait and submit again",
-                retry_after_s=FULL_RETRY_S,
+                retry_after_s=int(answer.split()[1]) / 1000,
             )
         if answer == b"invalid":
             return InvalidRequest("`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
@@ -206,9 +181,9 @@ class Broker:
 
     async def replies(self, job_ids: Sequence[str]) -> list[Reply | JobStatus | None]:
         """For each its terminal reply, its status while it has none, or None where it is unknown."""
-        commands = [["HMGET", self.keys.reply(job_id), *_FIELDS] for job_id in job_ids]
+        commands = [["HMGET", self.keys.reply(job_id), *REPLY_FIELDS] for job_id in job_ids]
         answers = await self.link.calls(commands)
-        return [_reply_of(job_id, row) for job_id, row in zip(job_ids, answers, strict=True)]
+        return [reply_of(job_id, row) for job_id, row in zip(job_ids, answers, strict=True)]
 
     async def collected(self, replies: Iterable[Reply]) -> None:
         """Say that their owner has these replies: ten minutes later only tombstones are kept."""
@@ -232,16 +207,28 @@ class Broker:
     # what workers call
 
     async def take(
-        self, worker: str, nonce: str, slots: int, *, lease_ms: int, policy_version: int
+        self,
+        worker: str,
+        nonce: str,
+        slots: int,
+        *,
+        lease_ms: int,
+        policy_version: int,
+        holding: int = 0,
     ) -> Taken:
-        """Read up to `slots` jobs and begin them. The same nonce gives the same jobs again."""
-        gate, rows = await self._step("take", worker, nonce, slots, lease_ms, policy_version)
-        return Taken(gate.decode(), [_lease_of(row) for row in rows])
+        """Read up to `slots` jobs and begin them, for a worker that holds `holding` already.
 
-    async def renew(self, leases: Sequence[tuple[str, str]], *, lease_ms: int) -> list[Renewal]:
-        """Extend leases given as (job id, fence)."""
-        answers = await self._step("renew", lease_ms, *(part for pair in leases for part in pair))
-        return [answer.decode() for answer in answers]
+        The same nonce gives the same jobs again.
+        """
+        gate, rows, hold = await self._step(
+            "take", worker, nonce, slots, lease_ms, policy_version, holding
+        )
+        return Taken(gate.decode(), [lease_of(row) for row in rows], hold == 1)
+
+    async def renew(self, holds: Sequence[Hold], *, lease_ms: int) -> list[Renewal]:
+        """Extend leases and write down what was generated."""
+        args = [arg for hold in holds for arg in hold_args(hold)]
+        return [answer.decode() for answer in await self._step("renew", lease_ms, *args)]
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         """For each whether its reply was accepted; False: the lease was lost, nothing was written."""
@@ -264,17 +251,30 @@ class Broker:
         """For each whether it will run again, has become a dead letter, or was lost."""
         args: list[Argument] = [limit]
         for failure in failures:
-            args += (failure.job_id, failure.fence, failure.delay_ms, failure.message)
+            args += (*hold_args(failure.hold), failure.delay_ms, failure.message)
         return [answer.decode() for answer in await self._step("fail", *args)]
 
-    async def release(self, leases: Sequence[tuple[str, str]]) -> list[bool]:
-        """Hand jobs back, given as (job id, fence); for each whether the lease was still held."""
-        answers = await self._step("release", *(part for pair in leases for part in pair))
-        return [answer == 1 for answer in answers]
+    async def release(self, holds: Sequence[Hold]) -> list[bool]:
+        """Hand jobs back with what was generated; for each whether the lease was still held."""
+        args = [arg for hold in holds for arg in hold_args(hold)]
+        return [answer == 1 for answer in await self._step("release", *args)]
 
-    async def sweep(self, *, most: int, crash_limit: int, reclaim: bool, orphan_ms: int) -> Swept:
-        """Reclaim, promote, expire and tidy up to `most` jobs each; `orphan_ms` 0 looks for no orphans."""
-        return Swept(*await self._step("sweep", most, crash_limit, int(reclaim), orphan_ms))
+    async def sweep(
+        self,
+        *,
+        most: int,
+        crash_limit: int,
+        reclaim: bool,
+        orphan_ms: int,
+        only: int | None = None,
+    ) -> Swept:
+        """Reclaim, promote, expire and tidy up to `most` jobs each; `orphan_ms` 0 looks for no orphans.
+
+        `only` names the connection on which `reclaim` was found right, as in `Link.calls`: the step
+        must not reach a server that has just come back.
+        """
+        args = (most, crash_limit, int(reclaim), orphan_ms)
+        return Swept(*await self._step("sweep", *args, only=only))
 
     async def beat(
         self,
@@ -291,7 +291,7 @@ class Broker:
         wanted = [part for pair in (desired or {}).items() for part in pair]
         told = [part for pair in facts.items() for part in pair]
         now_ms, flat = await self._step("beat", worker, ttl_ms, len(wanted), *wanted, *told)
-        return now_ms, _texts(flat)
+        return now_ms, texts(flat)
 
     async def leave(self, worker: str) -> None:
         """Say that a worker is gone for good; a sweep forgets it with what the groups know of it."""
@@ -326,7 +326,7 @@ class Broker:
         ids = await self.link.call("ZRANGEBYSCORE", self.keys.workers, now_ms - seen_ms, "+inf")
         rows = await self.link.calls([["HGETALL", self.keys.worker(raw.decode())] for raw in ids])
         return {
-            raw.decode(): {k: v for k, v in _texts(row).items() if not k.startswith("take_")}
+            raw.decode(): {k: v for k, v in texts(row).items() if not k.startswith("take_")}
             for raw, row in zip(ids, rows, strict=True)
         }
 
@@ -349,54 +349,41 @@ class Broker:
 
     async def desired(self) -> dict[str, str]:
         """The desired state; empty where there is none."""
-        return _texts(await self.link.call("HGETALL", self.keys.desired))
+        return texts(await self.link.call("HGETALL", self.keys.desired))
+
+    async def dead_letters(self, *, most: int) -> list[DeadLetter]:
+        """The newest dead letters, newest first."""
+        rows = await self.link.call("XREVRANGE", self.keys.dead, "+", "-", "COUNT", most)
+        return [letter_of(entry, flat) for entry, flat in rows]
+
+    async def requeue(self, letter: DeadLetter) -> str:
+        """Make a new job of a dead letter, which goes; returns the new job's id: `<id>~2`, then `~3`."""
+        stem, _, count = letter.job_id.rpartition("~")
+        numbered = bool(stem) and count.isdecimal()
+        job_id = f"{stem}~{int(count) + 1}" if numbered else f"{letter.job_id}~2"
+        lane = letter.lane if letter.lane in LANES[1:] else LANES[2]
+        fields = [part for pair in letter.fields.items() for part in pair]
+        body, protocol = letter.fields.get(b"body", b""), letter.fields.get(b"protocol", b"")
+        sha = body_hash(protocol.decode() or DEFAULT_PROTOCOL, body)
+        (answer,) = await self._step("enqueue", job_id, lane, sha, len(fields), *fields)
+        if answer.startswith((b"full", b"conflict", b"invalid")):
+            raise QueueFull(
+                f"job {job_id} was not accepted ({answer.decode()}); the dead letter stays",
+                retry_after_s=FULL_RETRY_S,
+            )
+        await self.link.call("XDEL", self.keys.dead, letter.entry)
+        return job_id
+
+    async def purge(self, letters: Sequence[DeadLetter]) -> None:
+        """Forget dead letters."""
+        if letters:
+            await self.link.call("XDEL", self.keys.dead, *(letter.entry for letter in letters))
 
     async def history(self, job_id: str) -> dict[str, str]:
         """What the reply hash says beside body and state; empty where the job is unknown."""
         row = await self.link.call("HGETALL", self.keys.reply(job_id))
         pairs = zip(row[::2], row[1::2], strict=True)
         return {k.decode(): v.decode() for k, v in pairs if k not in (b"body", b"state")}
-
-
-def body_hash(protocol: str, body: bytes) -> str:
-    """What tells two bodies of one job id apart: SHA-1 of protocol and bytes."""
-    return hashlib.sha1(protocol.encode() + b"\0" + body, usedforsecurity=False).hexdigest()
-
-
-def check_job(job: Job) -> Job:
-    """The job, if the queue would take it; else InvalidRequest or BodyTooLarge."""
-    if not codec.JOB_ID.fullmatch(job.id):
-        raise InvalidRequest(f"`id` {job.id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
-    if len(job.body) > MAX_BODY_BYTES:
-        raise BodyTooLarge(
-            f"`body`: {len(job.body)} bytes; the limit is {MAX_BODY_BYTES}", param="body"
-        )
-    return job
-
-
-def job_of(lease: Lease) -> Job:
-    """The typed job of a stream entry; an InvalidRequest names the field that is wrong."""
-    fields = lease.fields
-    if b"body" not in fields:
-        raise InvalidRequest("`body`: missing; XADD … body '{\"messages\": […]}'", param="body")
-    return check_job(
-        Job(
-            id=lease.job_id,
-            body=fields[b"body"],
-            protocol=protocol_of(lease),
-            group=_text(fields, b"group"),
-            session=_text(fields, b"session"),
-            timeout_ms=_number(fields, b"timeout_ms", least=1),
-            min_version=_number(fields, b"min_version", least=0),
-            max_staleness=_number(fields, b"max_staleness", least=0),
-            reply_ttl_ms=_number(fields, b"reply_ttl_ms", least=1) or Job.__struct_defaults__[-1],
-        )
-    )
-
-
-def protocol_of(lease: Lease) -> str:
-    """The dialect that the entry names."""
-    return _text(lease.fields, b"protocol") or DEFAULT_PROTOCOL
 
 
 def _lacks_preparation(error: ResponseError) -> bool:
@@ -414,87 +401,3 @@ def refusal(error: ResponseError, address: str) -> RolloutError:
             retry_after_s=FULL_RETRY_S,
         )
     return ServerUnavailable(f"Redis at {address} refuses: {error}")
-
-
-def _fields_of(job: Job) -> Iterable[Argument]:
-    yield from ("body", job.body)
-    for name, default in _OPTIONAL:
-        value: Argument | None = getattr(job, name)
-        if value != default and value is not None:
-            yield from (name, value)
-
-
-_OPTIONAL = [
-    (field.name, field.default)
-    for field in msgspec.structs.fields(Job)
-    if field.name not in ("id", "body", "lane")
-]
-
-
-def _text(fields: dict[bytes, bytes], name: bytes) -> str | None:
-    value = fields.get(name)
-    return None if value is None else value.decode("utf-8", "replace")
-
-
-def _number(fields: dict[bytes, bytes], name: bytes, *, least: int) -> int | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    if not re.fullmatch(rb"\d{1,13}", value) or int(value) < least:
-        field = name.decode()
-        raise InvalidRequest(f"`{field}`: a whole number from {least} to 10^13 - 1", param=field)
-    return int(value)
-
-
-def _lease_of(row: list[Any]) -> Lease:
-    _, job_id, fence, lane, left_ms, flat = row
-    return Lease(
-        job_id=job_id.decode(),
-        fence=fence.decode(),
-        lane=lane.decode(),
-        left_ms=None if left_ms == b"" else int(left_ms),
-        fields=dict(zip(flat[::2], flat[1::2], strict=True)),
-    )
-
-
-def _reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
-    status, code, body, state, error, attempts, worker, version, finished_ms = row
-    if status is None:
-        return None
-    known = JobStatus(status.decode())
-    if not known.terminal:
-        return known
-    return Reply(
-        job_id=job_id,
-        status=known,
-        code=int(code or 0),
-        body=body or b"{}",
-        packed_state=state or b"",
-        error=error.decode() if error else None,
-        attempts=int(attempts or 0),
-        worker=worker.decode() if worker else None,
-        policy_version=int(version) if version else None,
-        finished_ms=int(finished_ms or 0),
-    )
-
-
-def _texts(flat: list[bytes]) -> dict[str, str]:
-    return {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}
-
-
-__all__ = [
-    "Broker",
-    "Ending",
-    "Failure",
-    "Lane",
-    "Lease",
-    "Renewal",
-    "Retrial",
-    "Swept",
-    "Taken",
-    "body_hash",
-    "check_job",
-    "job_of",
-    "protocol_of",
-    "refusal",
-]

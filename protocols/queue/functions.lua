@@ -8,9 +8,11 @@
 --   status sha protocol lane entry queued_ms        where its one stream entry is
 --   inbox run reply_ttl_ms deadline_ms              from its fields
 --   attempts fence worker started_ms                the lease that holds it, or held it last
---   crashes fails handbacks cancel                  how earlier attempts ended; wish to cancel
+--   crashes fails handbacks cancel alone            how earlier attempts ended; wish to cancel; shall run alone
+--   kept:<sample> checkpoints                       tokens of each sample in the progress stream; how often it grew
+--   events                                          what happened to earlier attempts: `<ms> <what> <whom>;` ...
 
-local VERSION = 1
+local VERSION = 2
 local GROUP, BELL = 'workers', 'bell'
 local LANES = { 'resume', 'high', 'normal', 'low' }
 local LANE = { resume = true, high = true, normal = true, low = true }
@@ -22,6 +24,12 @@ local DEAD_MOST = 10000
 local TOMBSTONE_AFTER_MS = 600 * 1000
 local WORKER_FORGOTTEN_MS = 600 * 1000
 local PARKED_MS = 1000
+local PROGRESS_TTL_MS = 600 * 1000
+local CLAIM_MS = 30 * 1000
+local RATE_WINDOW_MS = 5000
+local FULL_LEAST_MS, FULL_MOST_MS = 100, 30000
+local SEGMENT = 9 -- values of one segment in a call
+local BACKLOG_JOBS = 100000
 local TAKE_BYTES = 4 * 1024 * 1024
 local FIELDS_MOST = 64
 
@@ -32,6 +40,11 @@ local ERRORS = { -- code -> HTTP status, type in OpenAI's body, type in Anthropi
   deadline_exceeded = { 504, 'server_error', 'timeout_error' },
   worker_lost = { 500, 'server_error', 'api_error' },
   engine_failed = { 500, 'server_error', 'api_error' },
+}
+
+local EXPIRED = {
+  deadline = 'the deadline of job %s passed before it began',
+  staleness = 'job %s fell behind the wanted policy version by more than its max_staleness',
 }
 
 local function now_ms()
@@ -84,7 +97,8 @@ local function settle(P, gone)
   for run, ttl in pairs(gone.runs) do redis.call('PEXPIRE', P .. ':run:' .. run, ttl) end
 end
 
-local HELD = { 'status', 'fence', 'lane', 'entry', 'inbox', 'run', 'reply_ttl_ms', 'deadline_ms', 'protocol', 'attempts', 'worker', 'sha' }
+local HELD = { 'status', 'fence', 'lane', 'entry', 'inbox', 'run', 'reply_ttl_ms', 'deadline_ms', 'protocol', 'attempts', 'worker', 'sha',
+  'checkpoints', 'started_ms', 'events', 'oldest_version', 'cancel', 'alone' }
 
 local function held_of(P, id)
   local values, held = redis.call('HMGET', P .. ':reply:' .. id, unpack(HELD)), {}
@@ -103,6 +117,25 @@ local function conclude(P, gone, id, held, now, result)
   if held.entry then gather(gone.entries, held.lane, held.entry) end
   if held.inbox then gather(gone.inboxes, held.inbox, id) end
   if held.run then gone.runs[held.run] = math.max(RUN_TTL_MS, ttl, gone.runs[held.run] or 0) end
+  if held.checkpoints then
+    redis.call('XADD', P .. ':progress:' .. id, '*', 'end', result[2])
+    redis.call('PEXPIRE', P .. ':progress:' .. id, math.min(PROGRESS_TTL_MS, ttl)) -- a new job of the id begins without
+  end
+end
+
+-- Write down how an attempt ended; the last attempt needs none, its fields tell.
+local function note(P, id, held, now, what)
+  redis.call('HSET', P .. ':reply:' .. id, 'events', (held.events or '') ..
+    (held.started_ms or now) .. ' taken by ' .. (held.worker or '?') .. ';' .. now .. ' ' .. what .. ';')
+end
+
+local function kept_tokens(P, id, held)
+  if not held.checkpoints then return 0 end
+  local flat, total = redis.call('HGETALL', P .. ':reply:' .. id), 0
+  for i = 1, #flat, 2 do
+    if string.sub(flat[i], 1, 5) == 'kept:' then total = total + tonumber(flat[i + 1]) end
+  end
+  return total
 end
 
 local function conclude_error(P, gone, id, held, now, status, code, message)
@@ -113,7 +146,7 @@ end
 local function bury(P, id, held, reason, detail)
   local copy = held.entry and redis.call('XRANGE', P .. ':jobs:' .. held.lane, held.entry, held.entry)[1]
   redis.call('XADD', P .. ':dead', 'MAXLEN', '~', DEAD_MOST, '*', 'job', id, 'reason', reason, 'attempts', held.attempts or 0,
-    'workers', held.worker or '', 'error', detail, unpack(copy and copy[2] or {}))
+    'lane', held.lane or '', 'workers', held.worker or '', 'events', held.events or '', 'error', detail, unpack(copy and copy[2] or {}))
 end
 
 -- A whole number as a worker accepts it; any other is for the worker to refuse.
@@ -142,8 +175,25 @@ local function bear(P, id, lane, entry, fields, sha, now)
   end
 end
 
--- Put a job's entry into the resume lane, where the next take finds it first. The copy keeps the id it was born with.
+-- Wake whoever listens; it may be lost or forbidden, and is never the truth.
+local function ring(P, whom)
+  redis.pcall('PUBLISH', 'rollout:bell:' .. string.match(P, '{(.*)}'), whom)
+end
+
+local function stop(P, gone, id, held, now)
+  conclude_error(P, gone, id, held, now, 'cancelled', 'cancelled', 'job ' .. id .. ' was cancelled')
+end
+
+-- A job waits for another attempt: alone if it is suspect, else in the resume lane, where the next take finds it first.
+-- There its copy keeps the id it was born with. A job that shall stop gets no other attempt.
 local function requeue(P, gone, id, held, now)
+  if held.cancel then return stop(P, gone, id, held, now) end
+  if held.alone then
+    redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued')
+    redis.call('ZADD', P .. ':alone', now, id)
+    gone.leases[#gone.leases + 1] = id
+    return ring(P, 'alone')
+  end
   local stream = P .. ':jobs:' .. held.lane
   local copy = redis.call('XRANGE', stream, held.entry, held.entry)[1]
   if not copy then
@@ -170,15 +220,23 @@ local function backlog(P)
   return waiting
 end
 
+-- How long it takes until so many jobs have ended, at the rate that sweep has seen.
+local function retry_ms(P, jobs)
+  local per_s = tonumber(redis.call('HGET', P, 'ends_per_s')) or 0
+  if per_s <= 0 then return FULL_LEAST_MS * 10 end
+  return math.floor(math.max(FULL_LEAST_MS, math.min(FULL_MOST_MS, 1000 * jobs / per_s)))
+end
+
 -- args: (id, lane, sha, number of field values, field, value, ...)...
 -- -> for each job the status it has now: `queued` if accepted (or accepted before), else the known job's status,
---    or why it was not accepted: `conflict`, `full`, `invalid` (its id or lane)
+--    or why it was not accepted: `conflict`, `full <ms until there may be room>`, `invalid` (its id or lane)
 local function enqueue(keys, args)
   local P = keys[1]
   local missing = unprepared(P)
   if missing then return missing end
-  local now, out, i = now_ms(), {}, 1
-  local room = (tonumber(redis.call('HGET', P, 'backlog')) or 100000) - backlog(P)
+  local now, out, i, refused = now_ms(), {}, 1, 0
+  redis.call('HINCRBY', P, 'enqueues', 1) -- so that a WAIT after it waits, also where all its jobs were known
+  local room = (tonumber(redis.call('HGET', P, 'backlog')) or BACKLOG_JOBS) - backlog(P)
   while i <= #args do
     local id, lane, sha, count = args[i], args[i + 1], args[i + 2], tonumber(args[i + 3])
     local known = redis.call('HMGET', P .. ':reply:' .. id, 'status', 'sha')
@@ -193,7 +251,8 @@ local function enqueue(keys, args)
       end
       out[#out + 1] = known[1]
     elseif room <= 0 then
-      out[#out + 1] = 'full'
+      refused = refused + 1
+      out[#out + 1] = 'full ' .. retry_ms(P, refused)
     else
       local flat = { unpack(args, i + 4, i + 3 + count) }
       local entry = redis.call('XADD', P .. ':jobs:' .. lane, '*', 'id', id, unpack(flat))
@@ -287,6 +346,34 @@ local function left_ms(held, now)
   return held.deadline_ms and math.max(0, held.deadline_ms - now) or ''
 end
 
+local function row_of(P, id, held, fence, now, flat)
+  local kept = held.checkpoints and redis.call('XRANGE', P .. ':progress:' .. id, '-', '+') or {}
+  return { held.entry, id, fence, held.lane, left_ms(held, now), flat, kept }
+end
+
+-- The reason why a job shall not begin any more, if there is one.
+local function late(P, held, fields, now)
+  if held.deadline_ms and tonumber(held.deadline_ms) <= now then return 'deadline' end
+  local most = tonumber(fields.max_staleness)
+  if not most then return end
+  local wanted = tonumber(redis.call('HGET', P .. ':desired', 'weights')) or 0
+  if held.oldest_version and wanted - tonumber(held.oldest_version) > most then return 'staleness' end
+end
+
+-- A job whose worker died twice runs alone, so that it takes no neighbours along if it is to blame. One worker at a
+-- time claims it, takes nothing else until it is idle, and gets it then. -> id to begin, whether to hold back
+local function lone(P, worker, holding, now)
+  local id = redis.call('ZRANGE', P .. ':alone', 0, 0)[1]
+  if not id then return end
+  local claim = redis.call('HMGET', P, 'alone_worker', 'alone_until_ms')
+  if claim[1] and claim[1] ~= worker and tonumber(claim[2]) > now then return end
+  redis.call('HSET', P, 'alone_worker', worker, 'alone_until_ms', now + CLAIM_MS)
+  if holding > 0 then return nil, true end
+  redis.call('ZREM', P .. ':alone', id)
+  redis.call('HDEL', P, 'alone_worker', 'alone_until_ms')
+  return id, true
+end
+
 local function taken_before(P, worker, nonce, now)
   local last = redis.call('HMGET', P .. ':worker:' .. worker, 'take_nonce', 'take_ids')
   if last[1] ~= nonce then return end
@@ -295,32 +382,41 @@ local function taken_before(P, worker, nonce, now)
     local held = held_of(P, id)
     if held.status == 'running' and held.fence == held.attempts .. ':' .. nonce then
       local copy = redis.call('XRANGE', P .. ':jobs:' .. held.lane, held.entry, held.entry)[1]
-      if copy then jobs[#jobs + 1] = { held.entry, id, held.fence, held.lane, left_ms(held, now), copy[2] } end
+      if copy then jobs[#jobs + 1] = row_of(P, id, held, held.fence, now, copy[2]) end
     end
   end
   return jobs
 end
 
--- args: worker, nonce, slots, lease_ms, policy version
--- -> {gate, {{entry, id, fence, lane, ms to its deadline, {field, value, ...}}...}}; reading and beginning are one step
+-- args: worker, nonce, slots, lease_ms, policy version, jobs that the worker holds
+-- -> {gate, {{entry, id, fence, lane, ms to its deadline, {field, value, ...}, {checkpoint entries}}...}, hold}
+-- Reading and beginning are one step. hold is 1 where the worker shall take nothing else until it holds no job.
 local function take(keys, args)
   local P, worker, nonce, slots, version = keys[1], args[1], args[2], tonumber(args[3]), tonumber(args[5])
   local missing = unprepared(P)
   if missing then return missing end
   local gate = redis.call('HGET', P .. ':desired', 'gate') or 'missing'
-  if gate ~= 'open' then return { gate, {} } end
+  if gate ~= 'open' then return { gate, {}, 0 } end
   local before = taken_before(P, worker, nonce, now_ms())
-  if before then return { gate, before } end
+  if before then return { gate, before, redis.call('HGET', P .. ':worker:' .. worker, 'take_hold') == '1' and 1 or 0 } end
 
   local now, gone, jobs, leases, ids = now_ms(), ends(), {}, {}, {}
-  local batch, drained = read_lanes(P, worker, slots)
+  local alone, hold = lone(P, worker, tonumber(args[6]), now)
+  local batch, drained = {}, false
+  if alone then
+    local held = held_of(P, alone)
+    local copy = held.entry and redis.call('XRANGE', P .. ':jobs:' .. held.lane, held.entry, held.entry)[1]
+    if copy and held.status == 'queued' then batch = { { held.lane, copy } } end
+  elseif not hold then
+    batch, drained = read_lanes(P, worker, slots)
+  end
   for _, read in ipairs(batch) do
     local lane, entry, flat = read[1], read[2][1], read[2][2]
     local fields = map_of(flat)
     local id, held = admit(P, gone, lane, read[2], fields, now)
     if not id then -- answered, or a second copy
-    elseif held.deadline_ms and tonumber(held.deadline_ms) <= now then
-      conclude_error(P, gone, id, held, now, 'expired', 'deadline_exceeded', 'the deadline of job ' .. id .. ' passed before it began')
+    elseif late(P, held, fields, now) then
+      conclude_error(P, gone, id, held, now, 'expired', 'deadline_exceeded', string.format(EXPIRED[late(P, held, fields, now)], id))
     elseif (whole(fields.min_version, 0) or 0) > version then
       redis.call('ZADD', P .. ':delayed', now + PARKED_MS, id)
     else
@@ -329,31 +425,62 @@ local function take(keys, args)
       redis.call('HSET', P .. ':reply:' .. id, 'status', 'running', 'attempts', attempts, 'fence', fence, 'worker', worker, 'started_ms', now)
       leases[#leases + 1] = now + tonumber(args[4]); leases[#leases + 1] = id
       ids[#ids + 1] = id
-      jobs[#jobs + 1] = { entry, id, fence, lane, left_ms(held, now), flat }
+      jobs[#jobs + 1] = row_of(P, id, held, fence, now, flat)
     end
   end
   if #ids > 0 then
     redis.call('ZADD', P .. ':leases', unpack(leases))
-    redis.call('HSET', P .. ':worker:' .. worker, 'take_nonce', nonce, 'take_ids', table.concat(ids, ' '))
+    redis.call('HSET', P .. ':worker:' .. worker, 'take_nonce', nonce, 'take_ids', table.concat(ids, ' '), 'take_hold', hold and 1 or 0)
   end
   settle(P, gone)
   if drained then -- nothing waits: whoever listens need not be told of what was taken
     for _, lane in ipairs(LANES) do redis.pcall('XGROUP', 'SETID', P .. ':jobs:' .. lane, BELL, '$') end
   end
-  return { gate, jobs }
+  return { gate, jobs, hold and 1 or 0 }
 end
 
--- args: lease_ms, (id, fence)... -> for each `held`, `lost`, `cancel` or `expire`
+-- Append segments to a job's checkpoint, leaving out what it has already. A gap (the server lost some: it failed over to
+-- an older copy) keeps nothing of that sample. -> whether there was no gap
+local function keep(P, id, args, from, count)
+  local key, whole, grown = P .. ':reply:' .. id, true, false
+  for at = from, from + (count - 1) * SEGMENT, SEGMENT do
+    local index, start, tokens, version = args[at], tonumber(args[at + 1]), tonumber(args[at + 2]), args[at + 3]
+    local kept = tonumber(redis.call('HGET', key, 'kept:' .. index)) or 0
+    if start > kept then
+      whole = false
+    elseif start + tokens > kept then
+      local skip, wide = kept - start, #args[at + 6] / tokens
+      redis.call('XADD', P .. ':progress:' .. id, '*', 'i', index, 's', kept, 'v', version,
+        't', string.sub(args[at + 4], skip * 4 + 1), 'p', string.sub(args[at + 5], skip * 4 + 1),
+        'ti', string.sub(args[at + 6], skip * wide + 1), 'tp', string.sub(args[at + 7], skip * wide + 1), 'f', args[at + 8])
+      redis.call('HSET', key, 'kept:' .. index, start + tokens)
+      local oldest = tonumber(redis.call('HGET', key, 'oldest_version'))
+      if not oldest or tonumber(version) < oldest then redis.call('HSET', key, 'oldest_version', version) end
+      grown = true
+    end
+  end
+  if grown then
+    redis.call('HINCRBY', key, 'checkpoints', 1)
+    redis.call('HDEL', key, 'crashes', 'alone') -- a job that gets on is no poison
+  end
+  return whole
+end
+
+-- args: lease_ms, (id, fence, number of segments, (index, start, tokens, version, ids, logprobs, top ids, top logprobs, finish)...)...
+-- -> for each `held`, `lost`, `cancel`, `expire`, or `gap`: held, but send the segments from their beginning
 local function renew(keys, args)
-  local P, now, out = keys[1], now_ms(), {}
-  for i = 2, #args, 2 do
-    local held = redis.call('HMGET', P .. ':reply:' .. args[i], 'status', 'fence', 'cancel', 'deadline_ms')
+  local P, now, out, i = keys[1], now_ms(), {}, 2
+  while i <= #args do
+    local id, count = args[i], tonumber(args[i + 2])
+    local held = redis.call('HMGET', P .. ':reply:' .. id, 'status', 'fence', 'cancel', 'deadline_ms')
     if held[1] ~= 'running' or held[2] ~= args[i + 1] then
       out[#out + 1] = 'lost'
     else
-      redis.call('ZADD', P .. ':leases', now + tonumber(args[1]), args[i])
-      out[#out + 1] = held[3] and 'cancel' or (held[4] and tonumber(held[4]) <= now and 'expire') or 'held'
+      redis.call('ZADD', P .. ':leases', now + tonumber(args[1]), id)
+      local whole = keep(P, id, args, i + 3, count)
+      out[#out + 1] = held[3] and 'cancel' or (held[4] and tonumber(held[4]) <= now and 'expire') or (whole and 'held' or 'gap')
     end
+    i = i + 3 + count * SEGMENT
   end
   return out
 end
@@ -374,67 +501,87 @@ local function finish(keys, args)
     out[#out + 1] = mine and held.status ~= 'queued' and 1 or 0
   end
   settle(P, gone)
+  if #gone.leases > 0 then redis.call('HINCRBY', P, 'ends', #gone.leases) end
   return out
 end
 
--- args: limit, (id, fence, delay_ms, message)... -> `retry`, `dead` or `lost`; a repeated call answers alike
+-- args: limit, (id, fence, number of segments, segments as in renew, delay_ms, message)...
+-- -> `retry`, `dead` or `lost`; a repeated call answers alike
 -- The caller draws the delay: randomness inside a function is the same in every call.
 local function fail(keys, args)
-  local P, now, out, gone, limit = keys[1], now_ms(), {}, ends(), tonumber(args[1])
-  for i = 2, #args, 4 do
-    local id, held = args[i], held_of(P, args[i])
+  local P, now, out, gone, limit, i = keys[1], now_ms(), {}, ends(), tonumber(args[1]), 2
+  while i <= #args do
+    local id, count, held = args[i], tonumber(args[i + 2]), held_of(P, args[i])
+    local delay_ms, message = args[i + 3 + count * SEGMENT], args[i + 4 + count * SEGMENT]
     if held.fence ~= args[i + 1] then
       out[#out + 1] = 'lost'
     elseif held.status ~= 'running' then
       out[#out + 1] = held.status == 'queued' and 'retry' or 'dead'
+    elseif held.cancel then
+      stop(P, gone, id, held, now)
+      out[#out + 1] = 'dead'
     elseif redis.call('HINCRBY', P .. ':reply:' .. id, 'fails', 1) >= limit then
-      bury(P, id, held, 'failures', args[i + 3])
+      note(P, id, held, now, 'failed')
+      bury(P, id, held_of(P, id), 'failures', message)
       conclude_error(P, gone, id, held, now, 'failed', 'engine_failed', 'job ' .. id .. ' failed ' .. limit .. ' times; the dead letter tells why')
       out[#out + 1] = 'dead'
     else
+      keep(P, id, args, i + 3, count)
+      note(P, id, held, now, 'failed')
       redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued')
-      redis.call('ZADD', P .. ':delayed', now + tonumber(args[i + 2]), id)
+      redis.call('ZADD', P .. ':delayed', now + tonumber(delay_ms), id)
       gone.leases[#gone.leases + 1] = id
       out[#out + 1] = 'retry'
     end
+    i = i + 5 + count * SEGMENT
   end
   settle(P, gone)
   return out
 end
 
--- args: (id, fence)... -> 1 handed back, also if repeated; 0 the lease was lost
+-- args: (id, fence, number of segments, segments as in renew)... -> 1 handed back, also if repeated; 0 the lease was lost
 local function release(keys, args)
-  local P, now, out, gone = keys[1], now_ms(), {}, ends()
-  for i = 1, #args, 2 do
-    local id, held = args[i], held_of(P, args[i])
+  local P, now, out, gone, i = keys[1], now_ms(), {}, ends(), 1
+  while i <= #args do
+    local id, count, held = args[i], tonumber(args[i + 2]), held_of(P, args[i])
     local mine = held.fence == args[i + 1]
     if mine and held.status == 'running' then
+      keep(P, id, args, i + 3, count)
       redis.call('HINCRBY', P .. ':reply:' .. id, 'handbacks', 1)
-      requeue(P, gone, id, held, now)
+      note(P, id, held, now, 'handed back')
+      requeue(P, gone, id, held_of(P, id), now)
     end
     out[#out + 1] = mine and 1 or 0
+    i = i + 3 + count * SEGMENT
   end
   settle(P, gone)
   return out
+end
+
+local function leave_waiting(P, id)
+  redis.call('ZREM', P .. ':delayed', id)
+  redis.call('ZREM', P .. ':alone', id)
 end
 
 -- args: id... -> `cancelled` (it never begins), `stopping` (its worker is told), the terminal status it has, or `unknown`
 local function cancel(keys, args)
-  local P, now, out, gone = keys[1], now_ms(), {}, ends()
+  local P, now, out, gone, called = keys[1], now_ms(), {}, ends(), {}
   for _, id in ipairs(args) do
     local held = held_of(P, id)
     if held.status == 'queued' then
-      redis.call('ZREM', P .. ':delayed', id)
+      leave_waiting(P, id)
       conclude_error(P, gone, id, held, now, 'cancelled', 'cancelled', 'job ' .. id .. ' was cancelled before it began')
       out[#out + 1] = 'cancelled'
     elseif held.status == 'running' then
       redis.call('HSET', P .. ':reply:' .. id, 'cancel', 1)
+      called[held.worker] = true
       out[#out + 1] = 'stopping'
     else
       out[#out + 1] = held.status or 'unknown'
     end
   end
   settle(P, gone)
+  for worker in pairs(called) do ring(P, worker) end
   return out
 end
 
@@ -457,13 +604,20 @@ local function reclaim_expired(P, gone, now, most, limit)
     if held.status == 'running' then redis.call('HDEL', P .. ':reply:' .. id, 'fence') end -- its late holder is told `lost`
     if held.status ~= 'running' then
       gone.leases[#gone.leases + 1] = id
-    elseif redis.call('HINCRBY', P .. ':reply:' .. id, 'crashes', 1) >= limit then
-      bury(P, id, held, 'crashes', 'its workers died or froze ' .. limit .. ' times in a row')
-      conclude_error(P, gone, id, held, now, 'failed', 'worker_lost', 'job ' .. id .. ' was lost with its worker ' .. limit .. ' times in a row')
-      dead = dead + 1
     else
-      requeue(P, gone, id, held, now)
-      reclaimed = reclaimed + 1
+      local crashes = redis.call('HINCRBY', P .. ':reply:' .. id, 'crashes', 1)
+      note(P, id, held, now, 'lost after ' .. kept_tokens(P, id, held) .. ' kept tokens')
+      if crashes >= limit and not held.cancel then
+        bury(P, id, held_of(P, id), 'crashes', 'its workers died or froze ' .. limit .. ' times in a row')
+        conclude_error(P, gone, id, held, now, 'failed', 'worker_lost', 'job ' .. id .. ' was lost with its worker ' .. limit .. ' times in a row')
+        dead = dead + 1
+      else
+        if crashes == limit - 1 and limit > 2 then
+          redis.call('HSET', P .. ':reply:' .. id, 'alone', 1)
+        end
+        requeue(P, gone, id, held_of(P, id), now)
+        reclaimed = reclaimed + 1
+      end
     end
   end
   return reclaimed, dead
@@ -484,7 +638,7 @@ local function expire_late(P, gone, now, most)
   for _, id in ipairs(due(P .. ':deadlines', now, most)) do
     local held = held_of(P, id)
     if held.status == 'queued' then
-      redis.call('ZREM', P .. ':delayed', id)
+      leave_waiting(P, id)
       conclude_error(P, gone, id, held, now, 'expired', 'deadline_exceeded', 'the deadline of job ' .. id .. ' passed before it began')
       expired = expired + 1
     elseif held.status == 'running' then -- its worker hears of it when it renews; look again later
@@ -509,13 +663,14 @@ local function find_orphans(P, gone, now, most, idle_ms)
       local fields = map_of(copy and copy[2] or {})
       local id = fields.id or entry
       local held = held_of(P, id)
-      local ended = held.status and held.status ~= 'queued' and held.status ~= 'running'
-      if not copy or ended or (held.entry and (held.entry ~= entry or held.lane ~= lane)) then
+      local live = held.status == 'queued' or held.status == 'running'
+      if not copy then
         gather(gone.entries, lane, entry)
-      elseif not held.status then
-        if admit(P, gone, lane, copy, fields, now) then requeue(P, gone, id, held_of(P, id), now) end
+      elseif not (live and held.entry == entry and held.lane == lane) then -- new, or a copy: as take would have it
+        local admitted, fresh = admit(P, gone, lane, copy, fields, now)
+        if admitted then requeue(P, gone, admitted, fresh, now) end
         found = found + 1
-      elseif held.status == 'queued' and not redis.call('ZSCORE', P .. ':delayed', id) then
+      elseif held.status == 'queued' and not (redis.call('ZSCORE', P .. ':delayed', id) or redis.call('ZSCORE', P .. ':alone', id)) then
         requeue(P, gone, id, held, now)
         found = found + 1
       elseif held.status == 'running' and not redis.call('ZSCORE', P .. ':leases', id) then
@@ -529,9 +684,21 @@ end
 
 local function bury_collected(P, now, most)
   for _, id in ipairs(due(P .. ':collected', now - TOMBSTONE_AFTER_MS, most)) do
-    redis.call('HDEL', P .. ':reply:' .. id, 'body', 'state', 'inbox', 'run', 'fence', 'entry', 'lane')
+    local finished = tonumber(redis.call('HGET', P .. ':reply:' .. id, 'finished_ms'))
+    if finished and finished <= now - TOMBSTONE_AFTER_MS then -- else the id lives again: accepted anew, or after a failover
+      redis.call('HDEL', P .. ':reply:' .. id, 'body', 'state', 'inbox', 'run', 'fence', 'entry', 'lane')
+    end
     redis.call('ZREM', P .. ':collected', id)
   end
+end
+
+-- How fast jobs end, over a few seconds: what a full queue tells a client to wait follows from it.
+local function measure_rate(P, now)
+  local seen = redis.call('HMGET', P, 'ends', 'rate_ends', 'rate_ms')
+  local ended, before, since = tonumber(seen[1]) or 0, tonumber(seen[2]) or 0, tonumber(seen[3]) or 0
+  if now - since < RATE_WINDOW_MS then return end
+  redis.call('HSET', P, 'rate_ends', ended, 'rate_ms', now)
+  if since > 0 then redis.call('HSET', P, 'ends_per_s', math.floor(1000 * (ended - before) / (now - since))) end
 end
 
 local function forget_workers(P, now, most)
@@ -569,6 +736,7 @@ local function sweep(keys, args)
     forget_workers(P, now, most)
   end
   bury_collected(P, now, most)
+  measure_rate(P, now)
   return { reclaimed, dead, promoted, expired, orphans }
 end
 

@@ -12,6 +12,8 @@ All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluste
 | `P:leases`          | sorted set       | take, renew, finish, …    | id by lease expiry, ms                         |
 | `P:delayed`         | sorted set       | fail, take                | id by the time it may run again, ms            |
 | `P:deadlines`       | sorted set       | enqueue, take             | id by deadline, ms                             |
+| `P:alone`           | sorted set       | sweep                     | quarantined id by the time of its second crash |
+| `P:progress:<id>`   | stream           | renew, release, fail      | 10 min after the end: checkpoints, then `end`  |
 | `P:collected`       | sorted set       | collect                   | id by the time of its end, until its tombstone |
 | `P:run:<run>`       | sorted set       | enqueue, take             | a day after the run's last reply               |
 | `P:dead`            | stream           | fail, sweep               | the newest 10,000                              |
@@ -19,6 +21,8 @@ All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluste
 | `P:desired`         | hash             | beat                      | for ever                                       |
 | `P:workers`         | sorted set       | beat                      | id by last heartbeat, ms; 10 min               |
 | `P:worker:<id>`     | hash             | beat, take                | 10 min after the last heartbeat                |
+
+The channel `rollout:bell:<pool>` names workers that shall look for orders; it carries hints only.
 
 Each lane's stream has two groups: `workers`, through which jobs are taken, and `bell`, on which
 idle workers wait.
@@ -48,11 +52,13 @@ class Keys:
         self.prefix = f"rollout:{{{pool}}}"
         self.leases = f"{self.prefix}:leases"
         self.delayed = f"{self.prefix}:delayed"
+        self.alone = f"{self.prefix}:alone"
         self.deadlines = f"{self.prefix}:deadlines"
         self.collected = f"{self.prefix}:collected"
         self.dead = f"{self.prefix}:dead"
         self.desired = f"{self.prefix}:desired"
         self.workers = f"{self.prefix}:workers"
+        self.bell = f"rollout:bell:{pool}"
 
     def jobs(self, lane: str) -> str:
         """A lane's stream."""
@@ -61,6 +67,10 @@ class Keys:
     def reply(self, job_id: str) -> str:
         """The one key of a job's whole life."""
         return f"{self.prefix}:reply:{job_id}"
+
+    def progress(self, job_id: str) -> str:
+        """A job's checkpoints."""
+        return f"{self.prefix}:progress:{job_id}"
 
     def run(self, run: str) -> str:
         """A run's job ids."""

@@ -9,7 +9,7 @@ shape of answers.
 import asyncio
 import logging
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
@@ -42,7 +42,7 @@ FIRST_CONTACT_S = 8.0
 ANSWER_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 _PASSING = (ReadOnlyError, ClusterDownError, TryAgainError)
-_PASSING_CODES = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
+_PASSING_CODES = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY ")
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutError)
 
 log = logging.getLogger("rolloutq.link")
@@ -89,7 +89,7 @@ def address_of(url: str) -> str:
 
 
 def _passes(error: ResponseError) -> bool:
-    """Whether a refusal is over by itself: a failover, a slot on its way, a script that takes long.
+    """Whether a refusal passes: a failover, a slot on its way, a long script, no replica, a full disk.
 
     redis-py 5 has fewer classes; where it has none, the text begins with the code.
     """
@@ -127,22 +127,32 @@ class Link:
         self._turn = asyncio.Lock()
         self.address = address_of(url)
         self.outage_s = outage_s
+        """May be changed, also for the call under way."""
         self.opened = 0
         """How often a connection was made: a change means that contact was lost in between."""
 
-    async def call(self, *command: Argument, block_s: float = 0.0) -> Any:  # noqa: ANN401 - as sent
-        """The answer to one command, which the server may hold back for `block_s`."""
-        (answer,) = await self.calls([command], block_s=block_s)
+    async def call(
+        self, *command: Argument, block_s: float = 0.0, only: int | None = None
+    ) -> Any:
+        """The answer to one command, which the server may hold back for `block_s`; `only` as in `calls`."""
+        (answer,) = await self.calls([command], block_s=block_s, only=only)
         if isinstance(answer, RedisError):
             raise answer
         return answer
 
-    async def calls(self, commands: Sequence[Command], *, block_s: float = 0.0) -> list[Any]:
-        """The answers to several commands sent at once; a refused command's answer is its ResponseError."""
+    async def calls(
+        self, commands: Sequence[Command], *, block_s: float = 0.0, only: int | None = None
+    ) -> list[Any]:
+        """The answers to several commands sent at once; a refused command's answer is its ResponseError.
+
+        `only` says which connection they are meant for, by what `opened` was: they are sent once,
+        and raise ServerUnavailable where it is gone.
+        """
         async with self._turn:
+            if only is not None and (self._connection is None or self.opened != only):
+                raise self._lost()
             loop = asyncio.get_running_loop()
-            patience_s = self.outage_s if self.opened else min(self.outage_s, FIRST_CONTACT_S)
-            give_up_at, pause_s = loop.time() + patience_s, FIRST_PAUSE_S
+            began_s, pause_s = loop.time(), FIRST_PAUSE_S
             while True:
                 try:
                     return await self._attempt(commands, ANSWER_S + block_s)
@@ -155,7 +165,10 @@ class Link:
                     if isinstance(error, ResponseError) and not _passes(error):
                         raise
                     _pass_cancellation(error)
-                    if loop.time() >= give_up_at:
+                    if only is not None:
+                        raise self._lost() from None
+                    patience_s = self._patience_s
+                    if loop.time() - began_s >= patience_s:
                         raise ServerUnavailable(
                             f"no Redis at {self.address} for {patience_s:g} s "
                             f"({type(error).__name__}); is it running, and is the URL right?",
@@ -165,6 +178,13 @@ class Link:
                         log.warning("no Redis at %s (%s); trying again", self.address, error)
                 await asyncio.sleep(random.uniform(0, pause_s))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _lost(self) -> ServerUnavailable:
+        return ServerUnavailable(f"the connection to Redis at {self.address} was lost; judge anew")
+
+    @property
+    def _patience_s(self) -> float:
+        return self.outage_s if self.opened else min(self.outage_s, FIRST_CONTACT_S)
 
     async def _attempt(self, commands: Sequence[Command], limit_s: float) -> list[Any]:
         """Send and read; a connection that did not get all its answers is never used again."""
@@ -181,6 +201,19 @@ class Link:
         if len(answers) == 1 and isinstance(answers[0], ResponseError):
             raise answers[0]
         return answers
+
+    async def subscribed(self, channel: str) -> AsyncIterator[str]:
+        """What is published from now on; raises when the connection breaks. Uses up the link."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                connection = await self._open()
+                await connection.send_command("SUBSCRIBE", channel, check_health=False)
+            while True:
+                kind, _, told = await self._answer(connection)
+                if kind == b"message":
+                    yield told.decode(errors="replace")
+        finally:
+            self._drop()
 
     async def _answer(self, connection: Connection) -> Any:  # noqa: ANN401 - as sent
         try:
@@ -210,3 +243,28 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect()
+
+
+class Listener:
+    """What is published on one channel, on a connection of its own; what is missed is missed."""
+
+    def __init__(self, url: str, channel: str, *, name: str) -> None:
+        self._link = Link(url, name=name)
+        self._channel = channel
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """The messages, for as long as the task lives, with full jitter after a break."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                async for message in self._link.subscribed(self._channel):
+                    pause_s = FIRST_PAUSE_S
+                    yield message
+            except (*_BROKEN, RedisError) as error:
+                _pass_cancellation(error)
+            await asyncio.sleep(random.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._link.close()

@@ -9,7 +9,7 @@ import pytest
 from producer_sdk.cli import GOOD, INTERRUPTED
 from tests.command import CommandProcess
 
-JOBS = 11
+JOBS = 12
 
 
 @pytest.mark.slow
@@ -26,6 +26,12 @@ def test_demo_answers_every_job_although_a_worker_with_leases_is_killed(tmp_path
             f"{JOBS} of {JOBS} jobs answered, {held[2]} were on the killed worker {held[1]}"
             in demo.output
         )
+        told = re.search(
+            r"^story: continued by (\w+) from token (\d+) of 160$", demo.output, re.MULTILINE
+        )
+        assert told is not None
+        assert told[1] != held[1]
+        assert 1 < int(told[2]) <= 160
         again = re.findall(r"^\S+ +\S+ +\d+ +-[\d.]+ +\w+ +2$", demo.output, re.MULTILINE)
         assert len(again) == int(held[2])
 

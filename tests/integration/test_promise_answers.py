@@ -76,7 +76,7 @@ async def test_promise_1_a_worker_that_lost_its_lease_writes_nothing(
         assert (reply.attempts, reply.states[0].text) == (2, "slow answer")
         await until(lambda: "lease of attempt 1:" in worker.log_tail(), "the first was refused")
         assert monitor.replies_written(pool) == {future.job_id: 1}
-        assert monitor.steps["finish"] == 2
+        assert monitor.steps["finish"] <= 2  # a renewal may tell the woken one before it finishes
     nothing_left()
     assert (await client.submit(chat("next"))).attempts == 1
 

@@ -6,7 +6,8 @@ import pytest
 
 from protocols.codec import decode_json
 from protocols.job import JobStatus
-from protocols.queue.broker import Broker, Ending
+from protocols.queue.broker import Broker
+from protocols.queue.rows import Ending, Hold
 from tests.job_body import ending, job
 from tests.pool_look import Look
 from tests.queue_fixtures import Take
@@ -36,7 +37,7 @@ async def test_a_running_job_is_told_and_ends_by_its_holder(
     (lease,) = await take()
     assert await broker.cancel(["a"]) == ["stopping"]
     assert look.reply("a")["status"] == "running"
-    assert await broker.renew([("a", lease.fence)], lease_ms=60_000) == ["cancel"]
+    assert await broker.renew([Hold("a", lease.fence)], lease_ms=60_000) == ["cancel"]
     end = Ending("a", lease.fence, JobStatus.CANCELLED, 499, b"{}", error="cancelled")
     assert await broker.finish([end]) == [True]
     assert await broker.cancel(["a"]) == ["cancelled"]

@@ -6,7 +6,8 @@ import pytest
 
 from protocols.errors import InvalidRequest, JobConflict, QueueFull, RolloutError
 from protocols.job import JobStatus
-from protocols.queue.broker import Broker, body_hash
+from protocols.queue.broker import Broker
+from protocols.queue.rows import body_hash
 from tests.job_body import ending, job
 from tests.pool_look import Look
 from tests.queue_fixtures import Take

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from protocols.codec import decode_json
-from protocols.queue.broker import Broker, Failure, Lease
+from protocols.queue.broker import Broker
+from protocols.queue.rows import Failure, Hold, Lease
 from tests.job_body import ending, job
 from tests.pool_look import Look, sweep
 from tests.queue_fixtures import Take
@@ -13,7 +14,7 @@ pytestmark = both_servers
 
 
 def failure(lease: Lease, delay_ms: int = 60_000) -> Failure:
-    return Failure(lease.job_id, lease.fence, delay_ms, "the engine broke")
+    return Failure(Hold(lease.job_id, lease.fence), delay_ms, "the engine broke")
 
 
 def make_due(look: Look, job_id: str) -> None:
@@ -83,7 +84,7 @@ async def test_a_repeated_fail_is_answered_alike_and_counts_once(
 async def test_only_the_holder_can_fail_a_job(broker: Broker, look: Look, take: Take) -> None:
     await broker.enqueue([job("a")])
     (lease,) = await take()
-    await broker.release([("a", lease.fence)])
+    await broker.release([Hold("a", lease.fence)])
     await take(worker="another")
     assert await broker.fail([failure(lease)], limit=1) == ["lost"]
     assert look.reply("a")["status"] == "running"

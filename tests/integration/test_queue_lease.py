@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from protocols.job import JobStatus, Reply
-from protocols.queue.broker import Broker, Ending, Failure
+from protocols.queue.broker import Broker
+from protocols.queue.rows import Ending, Failure, Hold
 from tests.job_body import ending, job
 from tests.pool_look import Look, expire_lease, sweep, wait_until
 from tests.queue_fixtures import Take
@@ -18,7 +19,7 @@ async def test_renewing_extends_a_lease(broker: Broker, look: Look, take: Take) 
     await broker.enqueue([job("a")])
     (lease,) = await take(lease_ms=5_000)
     first_ms = look.lease_ms("a") or 0
-    assert await broker.renew([("a", lease.fence)], lease_ms=60_000) == ["held"]
+    assert await broker.renew([Hold("a", lease.fence)], lease_ms=60_000) == ["held"]
     assert (look.lease_ms("a") or 0) >= first_ms + 50_000
 
 
@@ -29,10 +30,10 @@ async def test_renewing_tells_each_lease_its_own_answer(broker: Broker, take: Ta
     leases = {lease.job_id: lease.fence for lease in await take(9)}
     await broker.cancel(["cancel"])
     await broker.link.call("HSET", broker.keys.reply("expire"), "deadline_ms", 1)
-    await broker.release([("lost", leases["lost"])])
+    await broker.release([Hold("lost", leases["lost"])])
     await broker.finish([Ending("ended", leases["ended"], JobStatus.COMPLETED, 200, b"{}")])
     pairs = [*((name, leases[name]) for name in names), ("unknown", "1:x"), ("held", "2:other")]
-    answers = await broker.renew(pairs, lease_ms=60_000)
+    answers = await broker.renew([Hold(*pair) for pair in pairs], lease_ms=60_000)
     assert answers == ["held", "cancel", "expire", "lost", "lost", "lost", "lost"]
 
 
@@ -86,9 +87,9 @@ async def test_a_lost_lease_finishes_nothing(
     await broker.enqueue([job("a")])
     (lease,) = await take()
     if lost_by == "handed back":
-        await broker.release([("a", lease.fence)])
+        await broker.release([Hold("a", lease.fence)])
     elif lost_by == "failed":
-        await broker.fail([Failure("a", lease.fence, 60_000, "broke")], limit=5)
+        await broker.fail([Failure(Hold("a", lease.fence), 60_000, "broke")], limit=5)
     else:
         expire_lease(look, "a")
         await sweep(broker)
@@ -96,7 +97,7 @@ async def test_a_lost_lease_finishes_nothing(
         await take(worker="another")
     before = look.reply("a")
     assert await broker.finish([ending(lease, b'{"zombie": 1}')]) == [False]
-    assert await broker.renew([("a", lease.fence)], lease_ms=1) == ["lost"]
+    assert await broker.renew([Hold("a", lease.fence)], lease_ms=1) == ["lost"]
     assert look.reply("a") == before
 
 
@@ -107,8 +108,8 @@ async def test_a_zombie_is_told_that_its_reclaimed_job_is_lost(
     (lease,) = await take()
     expire_lease(look, "a")
     await sweep(broker)
-    assert await broker.fail([Failure("a", lease.fence, 0, "broke")], limit=5) == ["lost"]
-    assert await broker.release([("a", lease.fence)]) == [False]
+    assert await broker.fail([Failure(Hold("a", lease.fence), 0, "broke")], limit=5) == ["lost"]
+    assert await broker.release([Hold("a", lease.fence)]) == [False]
     assert look.reply("a")["status"] == "queued"
     assert "fails" not in look.reply("a")
 
@@ -131,7 +132,7 @@ async def test_one_call_finishes_what_it_holds_and_refuses_the_rest(
 ) -> None:
     await broker.enqueue([job(name) for name in "abc"])
     a, b, c = await take(3)
-    await broker.release([("b", b.fence)])
+    await broker.release([Hold("b", b.fence)])
     unknown = Ending("d", "1:x", JobStatus.COMPLETED, 200, b"{}")
     answers = await broker.finish([ending(a), ending(b), unknown, ending(c)])
     assert answers == [True, False, False, True]
@@ -143,8 +144,8 @@ async def test_a_released_job_is_free_at_once_and_at_no_cost(
 ) -> None:
     await broker.enqueue([job("a")])
     (lease,) = await take()
-    assert await broker.release([("a", lease.fence)]) == [True]
-    assert await broker.release([("a", lease.fence)]) == [True]  # the answer was lost
+    assert await broker.release([Hold("a", lease.fence)]) == [True]
+    assert await broker.release([Hold("a", lease.fence)]) == [True]  # the answer was lost
     assert (look.length("normal"), look.length("resume")) == (0, 1)
     kept = look.reply("a")
     assert (kept["status"], kept["lane"], kept["handbacks"]) == ("queued", "resume", "1")
@@ -162,7 +163,7 @@ async def test_a_released_raw_entry_keeps_the_id_it_was_born_with(
 ) -> None:
     entry = look("XADD", broker.keys.jobs("normal"), "*", "body", "{}").decode()
     (lease,) = await take()
-    await broker.release([(entry, lease.fence)])
+    await broker.release([Hold(entry, lease.fence)])
     (again,) = await take()
     assert again.job_id == entry
     await broker.finish([ending(again)])
@@ -175,7 +176,7 @@ async def test_a_job_whose_entry_was_deleted_by_hand_gets_a_reply(
     await broker.enqueue([job("a", inbox="c")])
     (lease,) = await take()
     look("XDEL", broker.keys.jobs("normal"), look.reply("a")["entry"])
-    await broker.release([("a", lease.fence)])
+    await broker.release([Hold("a", lease.fence)])
     assert look.reply("a")["error"] == "worker_lost"
     assert await broker.finished("c", most=9, block_s=1) == ["a"]
     nothing_left()

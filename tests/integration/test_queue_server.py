@@ -9,6 +9,7 @@ from protocols.errors import PoolNotPrepared, ServerUnavailable
 from protocols.job import JobStatus, Reply
 from protocols.queue.broker import LIBRARY_VERSION, Broker
 from protocols.queue.link import Link
+from protocols.queue.rows import Hold
 from tests.job_body import ending, job
 from tests.pool_look import Look, until_blocked
 from tests.servers import Server, StartServer, both_servers
@@ -134,8 +135,8 @@ async def test_a_full_server_takes_no_jobs_and_lets_go_of_those_it_has(
     await broker.beat("w", {"state": "serving"}, ttl_ms=60_000)
     taken = (await broker.take("w", "n", 3, lease_ms=60_000, policy_version=0)).leases
     a, b, c = taken
-    assert await broker.renew([("a", a.fence)], lease_ms=60_000) == ["held"]
-    assert await broker.release([("b", b.fence)]) == [True]
+    assert await broker.renew([Hold("a", a.fence)], lease_ms=60_000) == ["held"]
+    assert await broker.release([Hold("b", b.fence)]) == [True]
     assert await broker.cancel(["b"]) == ["cancelled"]
     assert await broker.finish([ending(a), ending(c)]) == [True, True]
     replies = await broker.replies(["a", "c"])

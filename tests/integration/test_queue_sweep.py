@@ -7,6 +7,7 @@ import pytest
 
 from protocols.job import JobStatus, Reply
 from protocols.queue.broker import Broker
+from protocols.queue.rows import Hold
 from tests.job_body import ending, job
 from tests.pool_look import Look, expire_lease, sweep, wait_until
 from tests.queue_fixtures import Take
@@ -107,7 +108,7 @@ async def test_a_late_running_job_is_left_to_its_worker(
     look("HSET", broker.keys.reply("a"), "deadline_ms", 1)
     assert await sweep(broker) == {}
     assert look.reply("a")["status"] == "running"
-    assert await broker.renew([("a", lease.fence)], lease_ms=1000) == ["expire"]
+    assert await broker.renew([Hold("a", lease.fence)], lease_ms=1000) == ["expire"]
 
 
 async def orphaned(broker: Broker, look: Look) -> dict[str, int]:
@@ -203,7 +204,9 @@ async def test_a_collected_reply_becomes_a_tombstone(
     await broker.collected(replies)
     await sweep(broker, orphan_ms=1)
     assert "body" in look.reply("a")  # ten minutes have not passed
-    look("ZADD", broker.keys.collected, "XX", look.now_ms() - 600_001, "a")
+    long_ago_ms = look.now_ms() - 600_001
+    look("HSET", broker.keys.reply("a"), "finished_ms", long_ago_ms)
+    look("ZADD", broker.keys.collected, "XX", long_ago_ms, "a")
     await sweep(broker)
     tomb = look.reply("a")
     assert {"body", "state", "inbox", "fence", "entry", "lane"}.isdisjoint(tomb)

@@ -7,7 +7,8 @@ import pytest
 
 from protocols.codec import decode_json
 from protocols.job import JobStatus
-from protocols.queue.broker import Broker, Lease
+from protocols.queue.broker import Broker
+from protocols.queue.rows import Hold, Lease
 from tests.job_body import ending, job
 from tests.pool_look import Look, sweep, wait_until
 from tests.queue_fixtures import Take
@@ -32,7 +33,7 @@ async def test_nothing_is_taken_while_the_gate_is_not_open(
     if gate != "missing":
         look("HSET", broker.keys.desired, "gate", gate)
     taken = await broker.take("w", "n1", 4, lease_ms=60_000, policy_version=0)
-    assert taken == (gate, [])
+    assert (taken.gate, taken.leases) == (gate, [])
     assert look.reply("a")["status"] == "queued"
     look("HSET", broker.keys.desired, "gate", "open")
     taken = await broker.take("w", "n1", 4, lease_ms=60_000, policy_version=0)
@@ -116,7 +117,7 @@ async def test_what_was_handed_back_comes_first(broker: Broker, take: Take) -> N
     await broker.enqueue([job("low", lane="low")])
     (lease,) = await take()
     await broker.enqueue([job(f"high-{i}", lane="high") for i in range(3)])
-    await broker.release([(lease.job_id, lease.fence)])
+    await broker.release([Hold(lease.job_id, lease.fence)])
     (again,) = await take()
     assert (again.job_id, again.lane, again.attempt) == ("low", "resume", 2)
 
@@ -265,7 +266,7 @@ async def test_a_raw_entry_of_very_many_fields_breaks_no_step(
     many = [word for i in range(5000) for word in (f"f{i}", "")]
     look("XADD", broker.keys.jobs("normal"), "*", "id", "wide", "body", "{}", *many)
     for lease in await take():
-        await broker.release([(lease.job_id, lease.fence)])
+        await broker.release([Hold(lease.job_id, lease.fence)])
     for lease in await take():
         await broker.finish([ending(lease)])
     nothing_left()

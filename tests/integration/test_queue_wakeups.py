@@ -6,6 +6,7 @@ import pytest
 
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
+from protocols.queue.rows import Hold
 from tests.job_body import ending, job
 from tests.pool_look import Look, until_blocked
 from tests.queue_fixtures import Take
@@ -79,7 +80,7 @@ async def test_a_handed_back_job_wakes_an_idle_worker(
     await ready_after_empty_bell(idle)
     ringing = asyncio.create_task(idle.bell(block_s=LONG_S))
     async with asyncio.timeout(AT_ONCE_S):
-        await broker.release([("a", lease.fence)])
+        await broker.release([Hold("a", lease.fence)])
         assert await ringing
     await idle.link.close()
 

@@ -28,7 +28,8 @@ from hypothesis.stateful import (
 
 from protocols.errors import JobConflict
 from protocols.job import Job, JobStatus, Reply
-from protocols.queue.broker import Broker, Ending, Failure, Lease
+from protocols.queue.broker import Broker
+from protocols.queue.rows import Ending, Failure, Hold, Lease
 from protocols.queue.link import Link
 from tests.pool_look import Look
 from tests.servers import both_servers
@@ -181,8 +182,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(held=leases)
     def renew(self, held: Held) -> None:
-        pair = (held.lease.job_id, held.lease.fence)
-        (answer,) = self.run(self.broker.renew([pair], lease_ms=3600_000))
+        hold = Hold(held.lease.job_id, held.lease.fence)
+        (answer,) = self.run(self.broker.renew([hold], lease_ms=3600_000))
         wish = "cancel" if self.jobs[held.lease.job_id].cancel else "held"
         assert answer == (wish if self._holds(held) else "lost")
 
@@ -200,7 +201,7 @@ class Machine(RuleBasedStateMachine):
     @rule(held=consumes(leases), delay_ms=st.sampled_from([0, 3600_000]), repeat=st.booleans())
     def fail(self, held: Held, delay_ms: int, repeat: bool) -> None:
         job = self.jobs[held.lease.job_id]
-        failure = Failure(held.lease.job_id, held.lease.fence, delay_ms, "broke")
+        failure = Failure(Hold(held.lease.job_id, held.lease.fence), delay_ms, "broke")
         expected = "lost"
         if self._holds(held):
             job.fails += 1
@@ -219,9 +220,9 @@ class Machine(RuleBasedStateMachine):
         holds = self._holds(held)
         if holds:
             self.jobs[held.lease.job_id].status = "queued"
-        pair = (held.lease.job_id, held.lease.fence)
+        hold = Hold(held.lease.job_id, held.lease.fence)
         for _ in range(1 + repeat):
-            assert self.run(self.broker.release([pair])) == [holds]
+            assert self.run(self.broker.release([hold])) == [holds]
 
     # faults and time
 

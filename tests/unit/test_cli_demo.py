@@ -3,14 +3,14 @@
 import pytest
 
 from producer_sdk.cli.demo import Fault, check
-from producer_sdk.cli.demo_jobs import TOKENS, bodies
-from producer_sdk.cli.demo_report import verdict
+from producer_sdk.cli.demo_jobs import STORY, STORY_TOKENS, TOKENS, bodies
+from producer_sdk.cli.demo_report import continued, verdict
 from protocols import codec
 from protocols.dialects import DIALECTS
 from protocols.errors import RolloutError
 from protocols.job import JobStatus, Reply
 
-FAULT = Fault("anna", frozenset({"a"}))
+FAULT = Fault("anna", frozenset({STORY}), 96)
 
 
 def reply(
@@ -19,14 +19,16 @@ def reply(
     return Reply(job_id, status, 200, b"{}", worker=worker, attempts=attempts)
 
 
-GOOD = [reply("a", "bert", 2), reply("b", "bert", 1)]
+GOOD = [reply(STORY, "bert", 2), reply("b", "bert", 1)]
 
 
-@pytest.mark.parametrize(("protocol", "body"), [row[1:] for row in bodies()])
-def test_every_prompt_of_the_demo_is_taken_whole(protocol: str, body: dict[str, object]) -> None:
+@pytest.mark.parametrize(("job_id", "protocol", "body"), bodies())
+def test_every_prompt_of_the_demo_is_taken_whole(
+    job_id: str, protocol: str, body: dict[str, object]
+) -> None:
     normal = DIALECTS[protocol].normalize(codec.encode_json(body))
     assert normal.ignored == ()
-    assert normal.state.sample_params.max_tokens == TOKENS
+    assert normal.state.sample_params.max_tokens == (STORY_TOKENS if job_id == STORY else TOKENS)
 
 
 def test_demo_speaks_every_dialect() -> None:
@@ -41,10 +43,11 @@ def test_answered_fault_passes() -> None:
     ("replies", "fault", "named"),
     [
         ([*GOOD, reply("c", "bert", 1, JobStatus.FAILED)], FAULT, "job c failed"),
-        ([reply("a", "anna", 1), GOOD[1]], FAULT, "job a"),
-        ([reply("a", "bert", 1), GOOD[1]], FAULT, "job a"),
+        ([reply(STORY, "anna", 1), GOOD[1]], FAULT, "job story"),
+        ([reply(STORY, "bert", 1), GOOD[1]], FAULT, "job story"),
         ([GOOD[0], reply("b", "bert", 2)], FAULT, "job b"),
-        ([GOOD[1]], Fault("anna", frozenset()), "held nothing"),
+        ([GOOD[1]], Fault("anna", frozenset(), 96), "held no checkpoint"),
+        (GOOD, Fault("anna", frozenset({STORY}), 0), "held no checkpoint"),
     ],
 )
 def test_demo_fails_unless_the_fault_happened_and_all_was_answered(
@@ -55,7 +58,11 @@ def test_demo_fails_unless_the_fault_happened_and_all_was_answered(
 
 
 def test_verdict_counts_and_names_who_answered_again() -> None:
-    told = verdict(GOOD, "anna", {"a"}, 3.21)
+    told = verdict(GOOD, "anna", {STORY}, 3.21)
     assert told == (
-        "2 of 2 jobs answered, 1 were on the killed worker anna and were generated again by bert, 3.2 s"
+        "2 of 2 jobs answered, 1 were on the killed worker anna and were continued by bert, 3.2 s"
     )
+
+
+def test_continued_names_the_token_after_those_that_were_kept() -> None:
+    assert continued(GOOD, STORY, 96) == "story: continued by bert from token 97 of 0"

@@ -12,6 +12,7 @@ KEYS = Keys("p-1")
 NAMES = {
     KEYS.leases,
     KEYS.delayed,
+    KEYS.alone,
     KEYS.deadlines,
     KEYS.collected,
     KEYS.dead,
@@ -20,6 +21,7 @@ NAMES = {
     KEYS.jobs("high"),
     KEYS.reply("j"),
     KEYS.run("r"),
+    KEYS.progress("j"),
     KEYS.inbox("c"),
     KEYS.worker("w"),
 }
@@ -27,7 +29,7 @@ NAMES = {
 
 def test_every_key_of_a_pool_is_in_one_slot() -> None:
     assert all(name.startswith("rollout:{p-1}:") for name in NAMES)
-    assert len(NAMES) == 12
+    assert len(NAMES) == 14
 
 
 def test_the_keys_of_the_docs_keep_their_names() -> None:

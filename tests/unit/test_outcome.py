@@ -9,7 +9,8 @@ import pytest
 from protocols.codec import decode_json, encode_json, unpack_states
 from protocols.errors import Cancelled, EngineFailed
 from protocols.job import JobStatus
-from protocols.queue.broker import Broker, Ending, Failure, Lease
+from protocols.queue.broker import Broker
+from protocols.queue.rows import Ending, Failure, Hold, Lease
 from tests.job_body import Body, chat, claude, scripted
 from worker.engines.base import Call
 from worker.engines.scripted import ScriptedEngine
@@ -225,7 +226,7 @@ async def test_a_retried_outcome_fails_with_a_delay_below_its_bound() -> None:
 
 
 async def test_a_hand_back_is_a_release_and_lost_is_nothing() -> None:
-    assert (await settled(HandedBack())).called == [("release", ("j", "3:n"))]
+    assert (await settled(HandedBack())).called == [("release", Hold("j", "3:n"))]
     assert (await settled(Lost())).called == []
 
 

@@ -91,6 +91,20 @@ def test_a_token_depends_on_nothing_but_its_own_row(
     assert together.top_ids[place] == alone.top_ids[0]
 
 
+@given(wanted=params, seed=st.integers(0, 2**64 - 1), cut=st.integers(1, 5))
+def test_a_sample_with_kept_tokens_draws_as_one_that_drew_them(
+    wanted: SampleParams, seed: int, cut: int
+) -> None:
+    undisturbed = Draws(wanted, seed, PROMPT, STOPS)
+    drawn = [draw(logits(seed=step), [undisturbed]).token_ids[0] for step in range(cut)]
+    resumed = Draws(wanted, seed, PROMPT, STOPS, drawn)
+    assert resumed.tokens == undisturbed.tokens == cut
+    for step in range(cut, cut + 3):
+        scores = logits(seed=step)
+        assert torch.equal(adjusted(scores, [resumed]), adjusted(scores, [undisturbed]))
+        assert draw(scores, [resumed]) == draw(scores, [undisturbed])
+
+
 def test_noise_belongs_to_seed_and_position() -> None:
     keys = [noise.key(seed, position) for seed in (0, 1, 2**64 - 1) for position in (0, 1, 2**20)]
     assert len(set(keys)) == len(keys)

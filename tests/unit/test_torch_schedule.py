@@ -91,6 +91,57 @@ def test_the_last_row_moves_into_the_hole() -> None:
     assert [row.request for row in made.rows] == [requests[0], requests[2]]
 
 
+def resumed(*kept: int, most: int = 20, ended: tuple[int, ...] = ()) -> Request:
+    params = SampleParams(n=len(kept), max_tokens=most, stop_token_ids=(9,))
+    ids = tuple(TokenIds([5] * count) for count in kept)
+    return Request(
+        Call(TokenIds(range(10)), params, kept=ids, ended=frozenset(ended)), CONTEXT, frozenset()
+    )
+
+
+def test_a_row_with_kept_tokens_is_behind_until_only_the_last_is_not_forwarded() -> None:
+    fresh, one, three = resumed(0, 1, 3).samples
+    assert [(s.tokens, s.forwarded_tokens, s.behind) for s in (fresh, one, three)] == [
+        (10, 10, False),
+        (11, 10, False),
+        (13, 10, True),
+    ]
+    three.unforwarded.popleft()
+    three.unforwarded.popleft()
+    assert (three.forwarded_tokens, three.behind) == (12, False)
+    assert {s.reserved_tokens for s in (fresh, one, three)} == {30}
+
+
+def test_a_row_is_moved_with_what_it_has_forwarded() -> None:
+    gone, behind = request(4, 5), resumed(6)
+    made = schedule(gone, behind)
+    assert started(made) == [gone, behind]
+    behind.samples[0].unforwarded.popleft()
+    gone.samples[0].ended = True
+    assert list(made.retire()) == [(1, 0, 11)]
+
+
+def test_samples_that_are_whole_wait_for_no_row() -> None:
+    told_so = resumed(3, 3, ended=(0,))
+    full = resumed(20, 21)
+    made = schedule(told_so, full)
+    assert started(made) == [told_so]
+    assert [sample.index for sample in made.rows] == [1]
+    assert full.ended
+    assert not made.waiting
+
+
+async def test_a_whole_sample_says_why_it_ends_and_the_stream_waits_for_nobody_else() -> None:
+    params = SampleParams(n=3, max_tokens=20, stop_token_ids=(9,))
+    kept = (TokenIds([5] * 20), TokenIds([5, 9]), TokenIds([5, 5]))
+    asked = Call(TokenIds(range(10)), params, kept=kept, ended=frozenset([2]))
+    segments = [segment async for segment in Request(asked, CONTEXT, frozenset()).stream]
+    assert [(s.index, s.start, len(s.token_ids), s.finish_reason) for s in segments] == [
+        (0, 20, 0, "length"),
+        (1, 2, 0, "stop"),
+    ]
+
+
 @given(
     requests=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(1, 9))),
     slots=st.integers(1, 6),

@@ -21,6 +21,10 @@ class Call(msgspec.Struct, frozen=True):
     params: SampleParams
     """`max_tokens` and `sampling_seed` are set; prompt and `max_tokens` together fit the context."""
     script: Script | None = None
+    kept: tuple[TokenIds, ...] = ()
+    """What earlier attempts drew of each sample; empty, or one a sample. They count as its response."""
+    ended: frozenset[int] = frozenset()
+    """Samples that are whole already: nothing is drawn for them."""
 
 
 class Counters(TypedDict):
@@ -66,8 +70,8 @@ class Tokenizer(Protocol):
 class Generation(Protocol):
     """One call under way: iterate over its segments, each sample's in order, samples interleaved.
 
-    The iteration ends after the last segment of the last sample. It raises EngineFailed where the
-    engine broke.
+    Segments begin after what was kept. The iteration ends after the last segment of the last
+    sample. It raises EngineFailed where the engine broke.
     """
 
     def __aiter__(self) -> AsyncIterator[Segment]:

@@ -40,7 +40,7 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Bytes as UTF-8; special tokens as their names, or left out."""
         if not any(token_id > 255 for token_id in ids):
-            return bytes(iter(ids)).decode(errors="replace")  # an array's own bytes are not its items
+            return bytes(iter(ids)).decode(errors="replace")  # not of the buffer
         kept = (i for i in ids if i < 256 or not skip_special_tokens)
         return b"".join(self.token_bytes(i) for i in kept).decode(errors="replace")
 
@@ -102,41 +102,47 @@ class ScriptedGeneration:
         most = call.params.max_tokens or CONTEXT_TOKENS
         self._ids = TokenIds([*answer, END][:most])
         self._reason: FinishReason = "stop" if most > len(answer) else "length"
-        self._open = set(range(call.params.n))
-        self._drawn = 0
+        kept = [len(ids) for ids in call.kept] or [0] * call.params.n
+        self._drawn = {i: drawn for i, drawn in enumerate(kept) if i not in call.ended}
+        """Tokens drawn so far of each sample that has not ended."""
         self._changed = asyncio.Event()
-        self._begun_s = asyncio.get_running_loop().time()
-        engine.running_samples += len(self._open)
+        self._paced_s = asyncio.get_running_loop().time()
+        engine.running_samples += len(self._drawn)
 
     def __aiter__(self) -> AsyncIterator[Segment]:
         return self._segments()
 
     def stop(self, index: int) -> None:
         """End one sample."""
-        if index in self._open:
-            self._open.discard(index)
+        if self._drawn.pop(index, None) is not None:
             self._engine.running_samples -= 1
             self._changed.set()
 
     def close(self) -> None:
         """End all."""
-        for index in list(self._open):
+        for index in list(self._drawn):
             self.stop(index)
 
     async def _segments(self) -> AsyncIterator[Segment]:
-        while self._open:
-            due = await self._until_due()
-            start, ids = self._drawn, self._ids[self._drawn : due]
-            self._drawn = due
-            last = due == len(self._ids)
-            for index in sorted(self._open):
-                if index in self._open:
-                    yield self._segment(index, start, TokenIds(ids), last=last)
-            if last:
-                self.close()
-            await self._break_if_told()
+        while self._drawn:
+            due = await self._due()
+            for index, start in list(self._drawn.items()):
+                end = min(start + due, self._end(start))
+                if index in self._drawn and (end > start or end == len(self._ids)):
+                    self._drawn[index] = end
+                    if end == len(self._ids):
+                        self.stop(index)
+                    yield self._segment(index, start, end)
+            self._break_if_told()
 
-    def _segment(self, index: int, start: int, ids: TokenIds, *, last: bool) -> Segment:
+    def _end(self, drawn: int) -> int:
+        """How far a sample may come: not past a failure."""
+        if self._script.fail is None:
+            return len(self._ids)
+        return min(len(self._ids), max(self._script.at_token, drawn))
+
+    def _segment(self, index: int, start: int, end: int) -> Segment:
+        ids = TokenIds(self._ids[start:end])
         self._engine.generated_tokens += len(ids)
         wide = self._params.top_logprobs
         return Segment(
@@ -149,21 +155,23 @@ class ScriptedGeneration:
                 _logprob(i, start + at) - k for at, i in enumerate(ids) for k in range(wide)
             ),
             policy_version=self._engine.policy_version,
-            finish_reason=self._reason if last else None,
+            finish_reason=self._reason if end == len(self._ids) else None,
         )
 
-    async def _until_due(self) -> int:
-        """How many tokens are due, at least one more than were drawn, but none past a failure."""
+    async def _due(self) -> int:
+        """How many more tokens of each sample are due; waits for the next one."""
         pace_s = self._script.ms_per_token / 1000
-        end = len(self._ids)
-        if self._script.fail is not None:
-            end = min(end, max(self._script.at_token, self._drawn))
-        if pace_s == 0 or end == self._drawn:
-            return end
+        hangs = all(self._end(drawn) == drawn < len(self._ids) for drawn in self._drawn.values())
+        if hangs:
+            await self._pause(None if self._script.fail == "hang" else 0)
+            return 0
+        if pace_s == 0:
+            return len(self._ids)
         loop = asyncio.get_running_loop()
-        wake_at = self._begun_s + (self._drawn + 1) * pace_s
-        await self._pause(wake_at - loop.time())
-        return min(end, max(self._drawn + 1, int((loop.time() - self._begun_s) / pace_s)))
+        await self._pause(self._paced_s + pace_s - loop.time())
+        due = max(1, int((loop.time() - self._paced_s) / pace_s))
+        self._paced_s += due * pace_s
+        return due
 
     async def _pause(self, seconds: float | None) -> None:
         """Sleep, unless a sample is ended from outside."""
@@ -174,14 +182,14 @@ class ScriptedGeneration:
         except TimeoutError:
             return
 
-    async def _break_if_told(self) -> None:
-        if self._script.fail is None or self._drawn < self._script.at_token or not self._open:
+    def _break_if_told(self) -> None:
+        """Fail once a sample has come to the token that the script names."""
+        if not any(drawn >= self._script.at_token for drawn in self._drawn.values()):
             return
         if self._script.fail == "error":
-            raise EngineFailed(f"the script fails at token {self._drawn}")
+            raise EngineFailed(f"the script fails at token {self._script.at_token}")
         if self._script.fail == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
-        await self._pause(None)
 
 
 def _echo(call: Call) -> bytes:

@@ -113,7 +113,9 @@ class TorchEngine:
                 f"the prompt has {len(call.prompt_ids)} tokens and the context {self.context_tokens}: no room is left "
                 "for an answer; shorten it"
             )
-        if max(call.prompt_ids) >= self.vocabulary:
+        largest = max(map(max, filter(None, (call.prompt_ids, *call.kept))))
+        if largest >= self.vocabulary:
             raise InvalidRequest(
-                f"the prompt has the token id {max(call.prompt_ids)}, and this model's are below {self.vocabulary}"
+                f"the prompt, or what is kept of an earlier attempt, has the token id {largest}, and this model's "
+                f"are below {self.vocabulary}"
             )

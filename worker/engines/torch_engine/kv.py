@@ -14,7 +14,7 @@ _FIRST_TOKENS = 256
 
 
 class SlotKV(Cache):
-    """What a Hugging Face model takes as its cache while it decodes one token for each live row."""
+    """What a Hugging Face model takes as its cache while it forwards tokens of live rows."""
 
     def __init__(self, like: DynamicCache, slots: int, budget_tokens: int) -> None:
         """For at most `slots` rows, with the layers, shapes and type of the cache `like`, which a prefill filled."""
@@ -28,8 +28,8 @@ class SlotKV(Cache):
         ]
         self._rows = self._tokens = 0
         self._row_index = torch.arange(slots, device=layers[0].device)
-        self._positions = self._row_index
-        self._length = 0
+        self._first_row = self._length = 0
+        self._positions = self._row_index[:, None]
 
     @property
     def token_bytes(self) -> int:
@@ -47,8 +47,9 @@ class SlotKV(Cache):
             wide, long = rows, needed
         self._resize(wide, long)
 
-    def begin_step(self, positions: Tensor, length: int) -> None:
-        """The next `update` of each layer writes row i at `positions[i]` and shows tokens below `length`."""
+    def begin_step(self, first_row: int, positions: Tensor, length: int) -> None:
+        """Let each layer's next `update` write row `first_row + i` at `positions[i]` and show all below `length`."""
+        self._first_row = first_row
         self._positions = positions
         self._length = length
 
@@ -60,7 +61,7 @@ class SlotKV(Cache):
         *_args: object,
         **_kwargs: object,
     ) -> tuple[Tensor, Tensor]:
-        """Add one token a row, states `[rows, heads, 1, dim]`; return all that the rows have."""
+        """Add states `[rows, heads, width, dim]`; return all that the rows have."""
         keys = self._write(2 * layer_idx, key_states)
         return keys, self._write(2 * layer_idx + 1, value_states)
 
@@ -82,9 +83,9 @@ class SlotKV(Cache):
 
     def _write(self, which: int, states: Tensor) -> Tensor:
         tensor = self._tensors[which]
-        count = states.shape[0]
-        tensor[self._row_index[:count], :, self._positions] = states[:, :, 0]
-        return tensor[:count, :, : self._length]
+        rows = slice(self._first_row, self._first_row + states.shape[0])
+        tensor[self._row_index[rows, None], :, self._positions] = states.transpose(1, 2)
+        return tensor[rows, :, : self._length]
 
     def _resize(self, rows: int, tokens: int) -> None:
         kept_rows, kept_tokens = min(rows, self._rows), min(tokens, self._tokens)

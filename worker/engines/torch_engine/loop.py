@@ -48,7 +48,7 @@ class SlotLoop:
     def counters(self) -> Counters:
         """As of the last step, with the requests that came since."""
         with self._changed:
-            arrived = sum(len(request.samples) for request in self._inbox)
+            arrived = sum(not one.ended for request in self._inbox for one in request.samples)
             return {
                 **self._counters,
                 "waiting_samples": self._counters["waiting_samples"] + arrived,

@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM behind two typed calls: `prefill` a batch of prompts, `decode` one token a row.
+"""A Hugging Face causal LM behind two typed calls: `prefill` a batch of prompts, `decode` tokens of rows.
 
 Models call their attention masks and caches alike; the differences that matter here (sliding windows, which logits can
 be left out, the size of the context) are read from the configuration.
@@ -88,17 +88,20 @@ class LanguageModel:
         )
         return (logits if self._keeps_logits else logits[:, columns]).float()
 
-    def decode(self, token_ids: Tensor, positions: Tensor, length: int, kv: SlotKV) -> Tensor:
-        """Forward one token a live row, `token_ids` and `positions` `[rows]`, all positions below `length`.
+    def decode(
+        self, token_ids: Tensor, positions: Tensor, length: int, kv: SlotKV, first_row: int = 0
+    ) -> Tensor:
+        """Forward the next tokens of live rows, `[rows, width]` as their `positions`, which are below `length`.
 
-        Returns float32 logits `[rows, vocabulary]`.
+        Returns float32 logits after the last column: `[rows, vocabulary]`.
         """
-        kv.begin_step(positions, length)
+        kv.begin_step(first_row, positions, length)
         logits = self._forward(
-            input_ids=token_ids[:, None],
-            position_ids=positions[:, None],
+            input_ids=token_ids,
+            position_ids=positions,
             attention_mask=self._mask(positions, length),
             past_key_values=kv,
+            **({"logits_to_keep": 1} if self._keeps_logits else {}),
         )
         return logits[:, -1].float()
 
@@ -106,19 +109,19 @@ class LanguageModel:
         return cast("Tensor", self._network(use_cache=True, **inputs).logits)
 
     def _mask(self, positions: Tensor, length: int) -> Tensor | dict[str, Tensor]:
-        """Which tokens each row sees: `[rows, 1, 1, length]`, or one for each kind of layer."""
+        """Which tokens each position sees: `[rows, 1, width, length]`, or one for each kind of layer."""
         columns = torch.arange(length, device=positions.device)
-        past = columns <= positions[:, None]
+        past = columns <= positions[..., None]
         full = self._as_taken(past)
         if self._window is None:
             return full
-        windowed = self._as_taken(past & (columns > positions[:, None] - self._window))
+        windowed = self._as_taken(past & (columns > positions[..., None] - self._window))
         if _WINDOWED in self._layer_types:
             return {"full_attention": full, _WINDOWED: windowed}
         return full if self._layer_types else windowed
 
     def _as_taken(self, seen: Tensor) -> Tensor:
-        mask = seen[:, None, None]
+        mask = seen[:, None]
         if not self._adds_masks:
             return mask
         return (~mask).to(self.dtype) * torch.finfo(self.dtype).min

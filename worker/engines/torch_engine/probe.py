@@ -55,10 +55,12 @@ def _compare(model: LanguageModel, slots: int, kv_memory_bytes: int) -> tuple[Sl
     two_rows = SlotKV(cache, 2, 2 * _TOKENS)
     two_rows.reserve(2, _TOKENS, _TOKENS)
     two_rows.copy_in(0, cache, 0, 3)
-    two_rows.copy_in(1, cache, 0, 5)
-    found = [(chunked, plain[4])]
+    two_rows.copy_in(1, cache, 0, 3)
+    between = torch.tensor([[3, 4]], device=model.device)
+    extended = model.decode(ids[between], between, 5, two_rows, 1)[0]
+    found = [(chunked, plain[4]), (extended, plain[4])]
     for step in range(2):
-        at = torch.tensor([3, 5], device=model.device) + step
+        at = torch.tensor([[3], [5]], device=model.device) + step
         decoded = model.decode(ids[at], at, 6 + step, two_rows)
         found += [(decoded[0], plain[3 + step]), (decoded[1], plain[5 + step])]
     tolerated = _TOLERATED[model.dtype]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from protocols.errors import EngineFailed
 from protocols.job import Segment
-from protocols.rollout_state import FinishReason, Logprobs, TokenIds
+from protocols.rollout_state import Logprobs, TokenIds
 from worker.engines.base import Counters
 from worker.engines.stream import SegmentStream
 
@@ -29,7 +29,7 @@ class Runner:
     def __init__(
         self, model: LanguageModel, kv: SlotKV, schedule: Schedule, chunk_tokens: int
     ) -> None:
-        """Idle; `chunk_tokens`: most prompt positions a step."""
+        """Idle; `chunk_tokens`: most positions that a step forwards before its rows' next ones."""
         self._model = model
         self._kv = kv
         self._schedule = schedule
@@ -65,16 +65,36 @@ class Runner:
         return {*self._schedule.waiting, *prompts, *(sample.request for sample in samples)}
 
     def step(self, policy_version: int) -> list[News]:
-        """Draw one token for every row, after one chunk of waiting prompts; the tokens bear `policy_version`."""
-        self._prefill()
+        """Draw a token for every row that is not behind, after one chunk of kept tokens or of waiting prompts.
+
+        The tokens bear `policy_version`.
+        """
+        self._retire()
+        if not self._catch_up():
+            self._prefill()
         begun = self._begin()
         segments = list(self._draw(begun, policy_version)) if self._schedule.rows else []
         self._retire()
         return segments
 
     def _retire(self) -> None:
+        for row, sample in enumerate(self._schedule.rows):
+            if sample.ended and sample.behind:
+                self._kv.clear(
+                    row
+                )  # nothing was drawn from it, so nobody looked whether it is finite
         for source, target, tokens in self._schedule.retire():
             self._kv.move(source, target, tokens)
+
+    def _catch_up(self) -> int:
+        """Forward kept tokens of rows that are behind, all but the last of each; returns how many."""
+        done = 0
+        for row, sample in enumerate(self._schedule.rows):
+            width = min(len(sample.unforwarded) - 1, self._chunk_tokens - done)
+            if width > 0:
+                self._forward([sample], width, row)
+                done += width
+        return done
 
     def _prefill(self) -> None:
         if self._prompts is None:
@@ -107,8 +127,7 @@ class Runner:
 
     def _reserve(self) -> None:
         rows = self._schedule.rows
-        tokens = max((sample.kept_tokens for sample in rows), default=0) + 1
-        self._kv.reserve(len(rows), tokens, self._schedule.longest)
+        self._kv.reserve(len(rows), max(sample.tokens for sample in rows), self._schedule.longest)
 
     def _draw(self, begun: Sequence[Tensor], policy_version: int) -> Iterator[News]:
         rows = self._schedule.rows
@@ -116,11 +135,15 @@ class Runner:
         logits = [self._decode(going_on)] if going_on else []
         if begun:
             logits.append(torch.stack(list(begun)))
-        drawn = draw(torch.cat(logits), [sample.draws for sample in rows])
-        self._generated_tokens += len(rows)
-        for row, sample in enumerate(rows):
-            if math.isfinite(drawn.logprobs[row]):
-                yield sample.request.stream, _segment(sample, drawn, row, policy_version)
+        drawing = [row for row, sample in enumerate(rows) if not sample.unforwarded]
+        if not drawing:
+            return
+        drawn = draw(_picked(torch.cat(logits), drawing), [rows[row].draws for row in drawing])
+        self._generated_tokens += len(drawing)
+        for place, row in enumerate(drawing):
+            sample = rows[row]
+            if math.isfinite(drawn.logprobs[place]):
+                yield sample.request.stream, _segment(sample, drawn, place, policy_version)
                 continue
             self._kv.clear(row)
             if not sample.ended:
@@ -130,35 +153,40 @@ class Runner:
 
     def _decode(self, rows: Sequence[Sample]) -> Tensor:
         self._reserve()
-        self._forwarded_tokens += len(rows)
+        return self._forward(rows, 1, 0)
+
+    def _forward(self, samples: Sequence[Sample], width: int, first_row: int) -> Tensor:
+        """The next `width` tokens of each sample; returns the logits after the last."""
+        starts = [sample.forwarded_tokens for sample in samples]
+        ids = [[sample.unforwarded.popleft() for _ in range(width)] for sample in samples]
+        self._forwarded_tokens += len(samples) * width
         device = self._model.device
-        positions = [sample.kept_tokens for sample in rows]
         return self._model.decode(
-            torch.tensor([sample.last_id for sample in rows], device=device),
-            torch.tensor(positions, device=device),
-            max(positions) + 1,
+            torch.tensor(ids, device=device),
+            torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device),
+            max(starts) + width,
             self._kv,
+            first_row,
         )
 
 
-def _segment(sample: Sample, drawn: Drawn, row: int, policy_version: int) -> Segment:
-    token_id = drawn.token_ids[row]
-    sample.last_id = token_id
-    reason = _finish_reason(sample, token_id)
+def _picked(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows; the tensor itself where they are all."""
+    return logits if len(rows) == len(logits) else logits[rows]
+
+
+def _segment(sample: Sample, drawn: Drawn, place: int, policy_version: int) -> Segment:
+    token_id = drawn.token_ids[place]
+    sample.unforwarded.append(token_id)
+    reason = sample.finish_reason
     sample.ended = sample.ended or reason is not None
     return Segment(
         index=sample.index,
         start=sample.draws.tokens - 1,
         token_ids=TokenIds([token_id]),
-        logprobs=Logprobs([drawn.logprobs[row]]),
-        top_ids=TokenIds(drawn.top_ids[row]),
-        top_logprobs=Logprobs(drawn.top_logprobs[row]),
+        logprobs=Logprobs([drawn.logprobs[place]]),
+        top_ids=TokenIds(drawn.top_ids[place]),
+        top_logprobs=Logprobs(drawn.top_logprobs[place]),
         policy_version=policy_version,
         finish_reason=reason,
     )
-
-
-def _finish_reason(sample: Sample, token_id: int) -> FinishReason | None:
-    if token_id in sample.draws.stop_ids:
-        return "stop"
-    return "length" if sample.draws.tokens >= sample.limit else None

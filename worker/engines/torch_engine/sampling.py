@@ -39,12 +39,18 @@ class Draws:
     """What one sample's next token depends on beside its logits."""
 
     def __init__(
-        self, params: SampleParams, seed: int, prompt_ids: Sequence[int], stop_ids: frozenset[int]
+        self,
+        params: SampleParams,
+        seed: int,
+        prompt_ids: Sequence[int],
+        stop_ids: frozenset[int],
+        kept: Sequence[int] = (),
     ) -> None:
-        """`stop_ids`: tokens that end the sample; not drawn before `params.min_tokens`."""
+        """`stop_ids` end the sample and are not drawn before `params.min_tokens`; `kept` is the response so far."""
         self.params = params
         self.stop_ids = stop_ids
-        self.tokens = 0
+        self.kept = kept
+        self.tokens = len(kept)
         """Tokens of the response so far."""
         self._seed = seed
         self._prompt_ids = prompt_ids
@@ -69,14 +75,15 @@ class Draws:
     def seen(self, like: Tensor) -> Tensor:
         """Whether prompt or response has a token: bool `[vocabulary]`; `like` is a row of logits."""
         if self._seen is None:
-            ids = torch.tensor(list(self._prompt_ids), device=like.device)
+            ids = torch.tensor([*self._prompt_ids, *self.kept], device=like.device)
             self._seen = torch.zeros_like(like, dtype=torch.bool).index_fill_(0, ids, value=True)
         return self._seen
 
     def counts(self, like: Tensor) -> Tensor:
         """How often the response has a token: float32 `[vocabulary]`; `like` is a row of logits."""
         if self._counts is None:
-            self._counts = torch.zeros_like(like)
+            ids = torch.tensor(list(self.kept), dtype=torch.long, device=like.device)
+            self._counts = torch.bincount(ids, minlength=len(like)).to(like)
         return self._counts
 
     def observe(self, token_id: int) -> None:

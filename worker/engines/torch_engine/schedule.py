@@ -6,8 +6,10 @@ full length: what began can always be finished. Order is kept throughout, so not
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from protocols.job import Segment
+from protocols.rollout_state import FinishReason, Logprobs, TokenIds
 from worker.engines.base import Call
 from worker.engines.stream import SegmentStream
 
@@ -23,8 +25,8 @@ class Sample:
         self.index = index
         self.draws = draws
         self.limit = limit
-        self.last_id = 0
-        """The token drawn last; not forwarded yet."""
+        self.unforwarded = deque(draws.kept)
+        """Tokens that it has and the model has not seen: the one drawn last, or what earlier attempts drew."""
         self.ended = False
         """Whether it is finished, or its reader gave it up."""
 
@@ -34,9 +36,26 @@ class Sample:
         return len(self.request.prompt_ids) + self.limit
 
     @property
-    def kept_tokens(self) -> int:
-        """Keys and values that its row holds: all but the last token drawn."""
-        return len(self.request.prompt_ids) + max(self.draws.tokens - 1, 0)
+    def tokens(self) -> int:
+        """Of prompt and response, so far."""
+        return len(self.request.prompt_ids) + self.draws.tokens
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Keys and values that its row holds; the position of the next."""
+        return self.tokens - len(self.unforwarded)
+
+    @property
+    def behind(self) -> bool:
+        """Whether a step does not bring its row to where a token is drawn."""
+        return len(self.unforwarded) > 1
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it is whole; None while it is not."""
+        if self.unforwarded and self.unforwarded[-1] in self.draws.stop_ids:
+            return "stop"
+        return "length" if self.draws.tokens >= self.limit else None
 
 
 class Request:
@@ -49,12 +68,16 @@ class Request:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         stops = stop_ids.union(params.stop_token_ids)
         first_seed = params.sampling_seed or 0
+        kept = call.kept or [TokenIds()] * params.n
         self.prompt_ids = call.prompt_ids
         self.stream = SegmentStream(params.n, self._give_up)
         self.samples = [
-            Sample(self, i, Draws(params, (first_seed + i) % 2**64, call.prompt_ids, stops), limit)
-            for i in range(params.n)
+            Sample(
+                self, i, Draws(params, (first_seed + i) % 2**64, call.prompt_ids, stops, ids), limit
+            )
+            for i, ids in enumerate(kept)
         ]
+        self._end_what_is_whole(call.ended)
 
     @property
     def ended(self) -> bool:
@@ -66,10 +89,32 @@ class Request:
         for sample in self.samples:
             sample.ended = True
 
+    def _end_what_is_whole(self, told: Collection[int]) -> None:
+        """Draw nothing for samples whose reader has `told` so, nor for those that say so themselves."""
+        for sample in self.samples:
+            if sample.index in told:
+                self.stream.stop(sample.index)
+            elif sample.finish_reason is not None:
+                sample.ended = True
+                self.stream.put(_nothing_more(sample))
+
     def _give_up(self, indices: Sequence[int]) -> None:
         # called in the event loop's thread; the loop sees the flag at its next step
         for index in indices:
             self.samples[index].ended = True
+
+
+def _nothing_more(sample: Sample) -> Segment:
+    return Segment(
+        index=sample.index,
+        start=sample.draws.tokens,
+        token_ids=TokenIds(),
+        logprobs=Logprobs(),
+        top_ids=TokenIds(),
+        top_logprobs=Logprobs(),
+        policy_version=0,
+        finish_reason=sample.finish_reason,
+    )
 
 
 class Schedule:
@@ -123,7 +168,7 @@ class Schedule:
                 last = self.rows.pop()
                 if hole < len(self.rows):
                     self.rows[hole] = last
-                    yield len(self.rows), hole, last.kept_tokens
+                    yield len(self.rows), hole, last.forwarded_tokens
 
     def _joins(self, request: Request, admitted: Sequence[Request]) -> bool:
         """Whether a prompt comes with others in one chunk; a long one comes alone, chunk by chunk."""

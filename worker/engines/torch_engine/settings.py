@@ -21,11 +21,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Samples that generate at once."""
     threads: int | None = None
     """CPU threads of torch; None: what torch chooses, at most the cores that this process may use."""
-    kv_memory_bytes: int = 2 * 1024**3
+    kv_memory_bytes: int = 4 * 1024**3
     """Most memory for keys and values; it is taken as it is needed. Samples wait while all of it is spoken for."""
     context_tokens: int | None = None
     """Most tokens of prompt and response together; None: what the model was made for."""
     prefill_chunk_tokens: int = 512
-    """Most prompt positions forwarded between two steps of the samples under way."""
+    """Most positions of prompts or kept tokens forwarded between two steps of the samples under way."""
     policy_version: int = 0
     """Of the weights that it starts with."""

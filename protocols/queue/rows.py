@@ -1,0 +1,291 @@
+"""What the steps take and give, typed, and the rows that travel for it."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from protocols import codec
+from protocols.errors import BodyTooLarge, InvalidRequest
+from protocols.job import DEFAULT_PROTOCOL, MAX_BODY_BYTES, Job, JobStatus, Reply, Segment
+from protocols.queue.link import Argument
+from protocols.rollout_state import FinishReason, Logprobs, TokenIds
+
+REPLY_FIELDS = (
+    "status",
+    "code",
+    "body",
+    "state",
+    "error",
+    "attempts",
+    "worker",
+    "policy_version",
+    "finished_ms",
+)
+
+Renewal = Literal["held", "lost", "cancel", "expire", "gap"]
+"""`gap`: held, but the server wants the checkpoint from its beginning."""
+Retrial = Literal["retry", "dead", "lost"]
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A job taken: what an attempt works on and proves itself by."""
+
+    job_id: str
+    fence: str
+    """attempt:nonce; every write of the attempt is compared with it."""
+    lane: str
+    left_ms: int | None
+    """What was left to its deadline when it was taken."""
+    fields: dict[bytes, bytes]
+    """The stream entry's fields as they came."""
+    kept: tuple[Segment, ...] = ()
+    """What earlier attempts generated and checkpointed, in order."""
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first."""
+        return int(self.fence.partition(":")[0])
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """A terminal reply on its way to the server."""
+
+    job_id: str
+    fence: str
+    status: JobStatus
+    code: int
+    body: bytes
+    state: bytes = b""
+    error: str = ""
+    policy_version: int | None = None
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """A lease to be extended or given up, with what was generated since the last checkpoint."""
+
+    job_id: str
+    fence: str
+    segments: Sequence[Segment] = ()
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes on the wire."""
+        return sum(8 * (len(s.token_ids) + len(s.top_ids)) for s in self.segments)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A failed attempt that may be tried again."""
+
+    hold: Hold
+    delay_ms: int
+    message: str
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A job that ended because its attempts did, with what is needed to try it again."""
+
+    entry: str
+    """Its place in `P:dead`."""
+    job_id: str
+    reason: str
+    """`crashes` or `failures`."""
+    attempts: int
+    lane: str
+    error: str
+    events: tuple[str, ...]
+    """`<server ms> <what happened>`, oldest first."""
+    fields: dict[bytes, bytes]
+    """The job's stream fields; empty where its entry was gone."""
+
+
+class Taken(NamedTuple):
+    """The answer to a take."""
+
+    gate: str
+    """`open`, `closed`, or `missing` while there is no desired state."""
+    leases: list[Lease]
+    hold: bool
+    """Take nothing else until the worker holds no job, or the one job taken has a new checkpoint."""
+
+
+class Swept(NamedTuple):
+    """What a sweep found."""
+
+    reclaimed: int
+    dead: int
+    promoted: int
+    expired: int
+    orphans: int
+
+
+def body_hash(protocol: str, body: bytes) -> str:
+    """What tells two bodies of one job id apart: SHA-1 of protocol and bytes."""
+    return hashlib.sha1(protocol.encode() + b"\0" + body, usedforsecurity=False).hexdigest()
+
+
+def check_job(job: Job) -> Job:
+    """The job, if the queue would take it; else InvalidRequest or BodyTooLarge."""
+    if not codec.JOB_ID.fullmatch(job.id):
+        raise InvalidRequest(f"`id` {job.id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
+    if len(job.body) > MAX_BODY_BYTES:
+        raise BodyTooLarge(
+            f"`body`: {len(job.body)} bytes; the limit is {MAX_BODY_BYTES}", param="body"
+        )
+    return job
+
+
+def job_of(lease: Lease) -> Job:
+    """The typed job of a stream entry; an InvalidRequest names the field that is wrong."""
+    fields = lease.fields
+    if b"body" not in fields:
+        raise InvalidRequest("`body`: missing; XADD … body '{\"messages\": […]}'", param="body")
+    return check_job(
+        Job(
+            id=lease.job_id,
+            body=fields[b"body"],
+            protocol=protocol_of(lease),
+            group=_text(fields, b"group"),
+            session=_text(fields, b"session"),
+            timeout_ms=_number(fields, b"timeout_ms", least=1),
+            min_version=_number(fields, b"min_version", least=0),
+            max_staleness=_number(fields, b"max_staleness", least=0),
+            reply_ttl_ms=_number(fields, b"reply_ttl_ms", least=1) or Job.__struct_defaults__[-1],
+        )
+    )
+
+
+def protocol_of(lease: Lease) -> str:
+    """The dialect that the entry names."""
+    return _text(lease.fields, b"protocol") or DEFAULT_PROTOCOL
+
+
+def fields_of(job: Job) -> Iterable[Argument]:
+    """A job's stream fields, those at their default left out."""
+    yield from ("body", job.body)
+    for name, default in _OPTIONAL:
+        value: Argument | None = getattr(job, name)
+        if value != default and value is not None:
+            yield from (name, value)
+
+
+_OPTIONAL = [
+    (field.name, field.default)
+    for field in msgspec.structs.fields(Job)
+    if field.name not in ("id", "body", "lane")
+]
+
+
+def _finish_reason(raw: bytes) -> FinishReason | None:
+    return msgspec.convert(raw.decode(), FinishReason) if raw else None
+
+
+_LETTER_FIELDS = {
+    b"job",
+    b"reason",
+    b"attempts",
+    b"lane",
+    b"workers",
+    b"error",
+    b"events",
+    b"id",
+}
+
+
+def _text(fields: dict[bytes, bytes], name: bytes) -> str | None:
+    value = fields.get(name)
+    return None if value is None else value.decode("utf-8", "replace")
+
+
+def _number(fields: dict[bytes, bytes], name: bytes, *, least: int) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not re.fullmatch(rb"\d{1,13}", value) or int(value) < least:
+        field = name.decode()
+        raise InvalidRequest(f"`{field}`: a whole number from {least} to 10^13 - 1", param=field)
+    return int(value)
+
+
+def lease_of(row: list[Any]) -> Lease:
+    """A job as `take` gives it."""
+    _, job_id, fence, lane, left_ms, flat, kept = row
+    return Lease(
+        job_id=job_id.decode(),
+        fence=fence.decode(),
+        lane=lane.decode(),
+        left_ms=None if left_ms == b"" else int(left_ms),
+        fields=dict(zip(flat[::2], flat[1::2], strict=True)),
+        kept=tuple(segment_of(entry) for _, entry in kept),
+    )
+
+
+def segment_of(flat: list[bytes]) -> Segment:
+    """A checkpoint's entry."""
+    entry = dict(zip(flat[::2], flat[1::2], strict=True))
+    return Segment(
+        index=int(entry[b"i"]),
+        start=int(entry[b"s"]),
+        token_ids=TokenIds.from_bytes(entry[b"t"]),
+        logprobs=Logprobs.from_bytes(entry[b"p"]),
+        top_ids=TokenIds.from_bytes(entry[b"ti"]),
+        top_logprobs=Logprobs.from_bytes(entry[b"tp"]),
+        policy_version=int(entry[b"v"]),
+        finish_reason=_finish_reason(entry[b"f"]),
+    )
+
+
+def hold_args(hold: Hold) -> Iterable[Argument]:
+    """A hold as the arguments of `renew` and `release`."""
+    yield from (hold.job_id, hold.fence, len(hold.segments))
+    for segment in hold.segments:
+        yield from (segment.index, segment.start, len(segment.token_ids), segment.policy_version)
+        yield codec.pack_numbers(segment.token_ids)
+        yield codec.pack_numbers(segment.logprobs)
+        yield codec.pack_numbers(segment.top_ids)
+        yield codec.pack_numbers(segment.top_logprobs)
+        yield segment.finish_reason or ""
+
+
+def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
+    """A reply hash's `REPLY_FIELDS`."""
+    status, code, body, state, error, attempts, worker, version, finished_ms = row
+    if status is None:
+        return None
+    known = JobStatus(status.decode())
+    if not known.terminal:
+        return known
+    return Reply(
+        job_id=job_id,
+        status=known,
+        code=int(code or 0),
+        body=body or b"{}",
+        packed_state=state or b"",
+        error=error.decode() if error else None,
+        attempts=int(attempts or 0),
+        worker=worker.decode() if worker else None,
+        policy_version=int(version) if version else None,
+        finished_ms=int(finished_ms or 0),
+    )
+
+
+def letter_of(entry: bytes, flat: list[bytes]) -> DeadLetter:
+    """An entry of `P:dead`."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    return DeadLetter(
+        entry=entry.decode(),
+        job_id=fields[b"job"].decode(),
+        reason=fields[b"reason"].decode(),
+        attempts=int(fields[b"attempts"]),
+        lane=fields[b"lane"].decode(),
+        error=fields[b"error"].decode(),
+        events=tuple(filter(None, fields[b"events"].decode().split(";"))),
+        fields={name: value for name, value in fields.items() if name not in _LETTER_FIELDS},
+    )
+
+
+def texts(flat: list[bytes]) -> dict[str, str]:
+    """Pairs of a hash."""
+    return {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}
