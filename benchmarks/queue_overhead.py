@@ -23,9 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import redis
 
@@ -87,7 +88,7 @@ def payload_of(size: int) -> dict[str, object]:
 
 async def produce(url: str, pool: str, worker_pid: int, options: argparse.Namespace) -> None:
     """Ping, then run the jobs; prints one JSON line like raw_pipeline.py's."""
-    admin = redis.Redis.from_url(url)
+    admin = cast("Any", redis.Redis.from_url(url))
     payload = payload_of(options.size)
     async with Client(url, pool=pool) as client:
 
@@ -129,13 +130,13 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _server_cpu_s(admin: redis.Redis) -> float:
+def _server_cpu_s(admin: Any) -> float:  # noqa: ANN401 - redis-py's types are loose
     info = admin.info("cpu")
     return info["used_cpu_user"] + info["used_cpu_sys"]
 
 
 @contextmanager
-def server(binary: str) -> Iterator[int]:
+def server(binary: str) -> Generator[int]:
     """A server on a free loopback port, nothing on disk; yields the port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -146,14 +147,15 @@ def server(binary: str) -> Iterator[int]:
             [*command, "--appendonly", "no", "--dir", place], stdout=subprocess.DEVNULL
         )
         try:
-            _until(lambda: redis.Redis(port=port).ping())
+            admin = cast("Any", redis.Redis(port=port))
+            _until(admin.ping)
             yield port
         finally:
             process.terminate()
             process.wait(10)
 
 
-def _until(true: "callable") -> None:
+def _until(true: Callable[[], object]) -> None:
     give_up_at = time.monotonic() + READY_S
     while True:
         try:
@@ -178,7 +180,7 @@ def round_of(kind: str, port: int, options: argparse.Namespace) -> dict[str, flo
     sizes += [f"--size={options.size}", f"--pings={options.pings}"]
     if kind == "raw":
         return measured([sys.executable, str(options.baseline), f"--port={port}", *sizes])
-    admin, pool = redis.Redis(port=port), "default"
+    admin, pool = cast("Any", redis.Redis(port=port)), "default"
     admin.flushall()
     admin.hset(f"rollout:{{{pool}}}:desired", mapping=default_desired())
     url = f"redis://127.0.0.1:{port}/0"
@@ -197,7 +199,7 @@ def round_of(kind: str, port: int, options: argparse.Namespace) -> dict[str, flo
         worker.wait(30)
 
 
-def _states(admin: redis.Redis, pool: str) -> list[bytes]:
+def _states(admin: Any, pool: str) -> list[bytes]:  # noqa: ANN401
     prefix = f"rollout:{{{pool}}}"
     ids = admin.zrange(f"{prefix}:workers", 0, -1)
     return [admin.hget(f"{prefix}:worker:{worker.decode()}", "state") for worker in ids]
@@ -226,7 +228,7 @@ def report(rounds: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, flo
 
 def main() -> None:
     """Run the rounds, or one of the roles in them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="The queue beside raw_pipeline.py.")
     parser.add_argument("--server", default=shutil.which("redis-server"), help="its binary")
     parser.add_argument("--baseline", type=Path, default=HERE / "raw_pipeline.py")
     parser.add_argument("--rounds", type=int, default=7)

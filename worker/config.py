@@ -35,36 +35,57 @@ class Config(BaseSettings):
         frozen=True,
     )
 
-    url: str = Field("redis://localhost:6379/0", description="the Redis server")
-    pool: str = Field("default", description="the pool to serve")
-    engine: Literal["torch", "scripted"] = Field("torch", description="what generates")
-    model: str = Field("smollm2", description="a directory in Hugging Face's layout, or smollm2")
-    served_model: str | None = Field(None, description="the name that a body's `model` may give")
+    url: str = Field(default="redis://localhost:6379/0", description="the Redis server")
+    pool: str = Field(default="default", description="the pool to serve")
+    engine: Literal["torch", "scripted"] = Field(default="torch", description="what generates")
+    model: str = Field(
+        default="smollm2", description="a directory in Hugging Face's layout, or smollm2"
+    )
+    served_model: str | None = Field(
+        default=None, description="the name that a body's `model` may give"
+    )
     worker_id: str = Field(default_factory=_default_id, description="unique in the pool")
-    slots: int = Field(8, ge=1, le=1024, description="jobs, and samples of the engine, at once")
+    slots: int = Field(
+        default=8, ge=1, le=1024, description="jobs, and samples of the engine, at once"
+    )
     lease_s: float = Field(
-        15.0, ge=0.3, le=3600, description="a silent worker's jobs are reclaimed after it"
+        default=15.0, ge=0.3, le=3600, description="a silent worker's jobs are reclaimed after it"
     )
     checkpoint_tokens: int = Field(
-        64, ge=1, le=10**6, description="so many new tokens of a job are kept on the server"
+        default=64, ge=1, le=10**6, description="so many new tokens of a job are kept on the server"
     )
     checkpoint_s: float = Field(
-        2.0, ge=0.01, le=3600, description="new tokens are kept there after it at the latest"
+        default=2.0,
+        ge=0.01,
+        le=3600,
+        description="new tokens are kept there after it at the latest",
     )
-    grace_s: float = Field(10.0, ge=0, le=3600, description="after SIGTERM, time for jobs to end")
-    crash_limit: int = Field(3, ge=1, le=100, description="deaths in a row that make a dead letter")
-    fail_limit: int = Field(5, ge=1, le=100, description="failures that make a dead letter")
+    grace_s: float = Field(
+        default=10.0, ge=0, le=3600, description="after SIGTERM, time for jobs to end"
+    )
+    crash_limit: int = Field(
+        default=3, ge=1, le=100, description="deaths in a row that make a dead letter"
+    )
+    fail_limit: int = Field(default=5, ge=1, le=100, description="failures that make a dead letter")
     backoff_s: float = Field(
-        1.0, ge=0, le=60, description="first wait after a failure, doubled each time"
+        default=1.0, ge=0, le=60, description="first wait after a failure, doubled each time"
     )
-    policy_version: int = Field(0, ge=0, description="of the weights that the worker starts with")
-    context_tokens: int | None = Field(None, ge=16, description="less than the model's own context")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="torch: of weights and KV")
-    device: str = Field("cpu", description="torch: cpu or cuda")
+    policy_version: int = Field(
+        default=0, ge=0, description="of the weights that the worker starts with"
+    )
+    context_tokens: int | None = Field(
+        default=None, ge=16, description="less than the model's own context"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="torch: of weights and KV"
+    )
+    device: str = Field(default="cpu", description="torch: cpu or cuda")
     threads: int | None = Field(
-        None, ge=1, le=1024, description="torch: CPU threads; default all cores"
+        default=None, ge=1, le=1024, description="torch: CPU threads; default all cores"
     )
-    kv_memory_bytes: int = Field(4 * 1024**3, ge=2**20, description="torch: most memory for KV")
+    kv_memory_bytes: int = Field(
+        default=4 * 1024**3, ge=2**20, description="torch: most memory for KV"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("url")

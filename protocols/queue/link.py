@@ -131,7 +131,7 @@ class Link:
         self.opened = 0
         """How often a connection was made: a change means that contact was lost in between."""
 
-    async def call(
+    async def call(  # noqa: ANN401 - as sent
         self, *command: Argument, block_s: float = 0.0, only: int | None = None
     ) -> Any:
         """The answer to one command, which the server may hold back for `block_s`; `only` as in `calls`."""

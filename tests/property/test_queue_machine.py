@@ -29,8 +29,8 @@ from hypothesis.stateful import (
 from protocols.errors import JobConflict
 from protocols.job import Job, JobStatus, Reply
 from protocols.queue.broker import Broker
-from protocols.queue.rows import Ending, Failure, Hold, Lease
 from protocols.queue.link import Link
+from protocols.queue.rows import Ending, Failure, Hold, Lease
 from tests.pool_look import Look
 from tests.servers import both_servers
 

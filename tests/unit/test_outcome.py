@@ -2,20 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from protocols.codec import decode_json, encode_json, unpack_states
 from protocols.errors import Cancelled, EngineFailed
 from protocols.job import JobStatus
-from protocols.queue.broker import Broker
 from protocols.queue.rows import Ending, Failure, Hold, Lease
 from tests.job_body import Body, chat, claude, scripted
 from worker.engines.base import Call
 from worker.engines.scripted import ScriptedEngine
 from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried, Settler
 from worker.pipeline import Attempt, Order, run_job
+
+if TYPE_CHECKING:
+    from protocols.queue.broker import Broker
 
 
 def lease(body: Body | bytes | None, *, left_ms: int | None = None, **fields: str) -> Lease:
