@@ -88,7 +88,7 @@ def payload_of(size: int) -> dict[str, object]:
 
 async def produce(url: str, pool: str, worker_pid: int, options: argparse.Namespace) -> None:
     """Ping, then run the jobs; prints one JSON line like raw_pipeline.py's."""
-    admin = cast("Any", redis.Redis.from_url(url))
+    admin = cast("Any", redis.Redis).from_url(url)
     payload = payload_of(options.size)
     async with Client(url, pool=pool) as client:
 
