@@ -35,8 +35,8 @@ faults: .venv/.dev ## The faults of docs/faults.md in full numbers (20 minutes);
 	@ROLLOUTQ_FAULTS=full $(BIN)/pytest tests/faults -o faulthandler_timeout=0
 
 test-redis5: .venv-redis5/.dev ## The tests against servers with redis-py 5.3.1, beside arq and without torch
-	@echo '== tests/integration and tests/faults with redis-py 5.3.1'
-	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration tests/faults
+	@echo '== tests/integration with redis-py 5.3.1'
+	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration
 
 bench: .venv/.dev ## What the queue costs beside a bare pipeline
 	@$(BIN)/python benchmarks/queue_overhead.py
