@@ -47,12 +47,12 @@ def test_clocks_an_hour_off_make_no_difference(
     count = 60 if full else 10
     ends: dict[float, Ends] = {}
     waits: dict[float, float] = {}
-    for off_s in (0.0, HOUR_S, -HOUR_S):
+    for off_s in (0.0, HOUR_S, -HOUR_S) if full else (0.0, HOUR_S):
         monkeypatch.setattr(time, "time", lambda off_s=off_s: right_time() - off_s)
         with Client(url, pool=pool) as client:
             ends[off_s], waits[off_s] = _live_through(client, fork, look, off_s, count)
         monkeypatch.undo()
-    line.tried, line.happened = 2, sum(off_s != 0 for off_s in ends)
+    line.tried = line.happened = len(ends) - 1  # each of them asserts that its clocks are off
     line.recovery_s = max(waits.values())
     line.lost = sum(ends[off_s] != ends[0.0] for off_s in ends)
     line.note = "a killed worker's jobs ran again after " + ", ".join(

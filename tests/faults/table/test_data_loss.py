@@ -169,7 +169,7 @@ def test_killed_server_with_its_file_flows_again(
 ) -> None:
     line = row("server killed, started again with its AOF")
     workers = _start_two(fork, look)
-    kills = 8 if full else 2
+    kills = 8 if full else 1
     flow = Flow(client, look, seed, 3000 if full else 600)
     line.recovery_s = 0.0
     for number in range(kills):

@@ -41,7 +41,9 @@ class Pressing:
     def __init__(self, client: Client, seed: int, count: int) -> None:
         names = [f"job-{number}" for number in range(count)]
         self._client = client
-        self.texts = {name: script.text_of(seed, name, BODY_BYTES) for name in names}
+        self.texts = {
+            name: script.text_of(seed, name, TOKENS + 1).ljust(BODY_BYTES, "x") for name in names
+        }
         self._waiting = names[::-1]
         self._sent: dict[str, Future[Reply]] = {}
         self.replies: dict[str, Reply] = {}
