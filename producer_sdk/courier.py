@@ -77,6 +77,8 @@ class Courier:
         self.inbox = f"{self.pid}-{secrets.token_hex(6)}"
         self._outstanding: dict[str, Outstanding] = {}
         self._refused: dict[ReplyFuture, Callable[[], None]] = {}
+        self._sending: dict[str, bool] = {}
+        """Jobs on their way to the server; whether one was heard to have ended meanwhile."""
         self._arriving: deque[tuple[Job | str, ReplyFuture]] = deque()
         self._woken = False
         self._closing = False
@@ -176,6 +178,7 @@ class Courier:
         patient = (QueueFull, ServerUnavailable) if accepted_before else QueueFull
 
         def told(answer: JobStatus | RolloutError | Exception) -> None:
+            ended = self._sending.pop(job.id, False)
             if isinstance(answer, patient) and not self._closing:
                 self._refused[future] = partial(
                     self._send, job, future, accepted_before=accepted_before
@@ -185,9 +188,10 @@ class Courier:
                 future.set_exception(answer)
             else:
                 self._expect(job.id, future).job = job
-                if answer.terminal:
+                if answer.terminal or ended:
                     self._look(job.id)
 
+        self._sending.setdefault(job.id, False)
         self._enqueue.put(job, told)
 
     def _send_again(self, future: ReplyFuture) -> None:
@@ -245,6 +249,10 @@ class Courier:
             for job_id in finished:
                 if job_id in self._outstanding:
                     self._look(job_id)
+                elif (
+                    job_id in self._sending
+                ):  # its wake-up has overtaken the answer to its submission
+                    self._sending[job_id] = True
             if broker.link.opened != opened:
                 self._look_again(len(self._outstanding))
 

@@ -51,7 +51,7 @@ def read_record(folder: Path, pool: str) -> Record:
         name = command[0].upper()
         if name == b"FLUSHALL":
             record.flushes += 1
-        elif name == b"HSET" and command[1].startswith(replies):
+        elif name in (b"HSET", b"HMSET") and command[1].startswith(replies):
             _note_hash(record, command[1][len(replies) :].decode(), command[2:])
         elif name == b"XADD" and command[1].startswith(progress):
             fields = _pairs(command[3:])

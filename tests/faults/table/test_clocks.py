@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[dict[str, Any], float]] = {
 """Body and deadline of what must end as completed, expired and failed."""
 
 Ends = dict[str, tuple[str, int]]
-"""Job id -> status, attempts."""
+"""Job id -> status, attempts; those of expired jobs, which may expire before they begin, are left out."""
 
 
 @pytest.mark.timeout(200)
@@ -47,12 +47,12 @@ def test_clocks_an_hour_off_make_no_difference(
     count = 60 if full else 10
     ends: dict[float, Ends] = {}
     waits: dict[float, float] = {}
-    for off_s in (0.0, HOUR_S, -HOUR_S):
+    for off_s in (0.0, HOUR_S, -HOUR_S) if full else (0.0, HOUR_S):
         monkeypatch.setattr(time, "time", lambda off_s=off_s: right_time() - off_s)
         with Client(url, pool=pool) as client:
             ends[off_s], waits[off_s] = _live_through(client, fork, look, off_s, count)
         monkeypatch.undo()
-    line.tried, line.happened = 2, sum(off_s != 0 for off_s in ends)
+    line.tried = line.happened = len(ends) - 1  # each of them asserts that its clocks are off
     line.recovery_s = max(waits.values())
     line.lost = sum(ends[off_s] != ends[0.0] for off_s in ends)
     line.note = "a killed worker's jobs ran again after " + ", ".join(
@@ -68,7 +68,7 @@ def _live_through(
     client: Client, fork: StartFork, look: Watch, off_s: float, count: int
 ) -> tuple[Ends, float]:
     """Answers, deadlines, retries and a killed worker; how all ended, and how long until jobs ran again."""
-    flags = {"slots": 3 * count, "lease_s": LEASE_S, "fail_limit": FAIL_LIMIT, "backoff_s": 0.1}
+    flags = {"slots": 5 * count, "lease_s": LEASE_S, "fail_limit": FAIL_LIMIT, "backoff_s": 0.1}
     stem = f"off{off_s:.0f}"
     long = [
         client.submit(script.body("l" * 60, ms_per_token=50), job_id=f"{stem}-long-{number}")
@@ -98,5 +98,8 @@ def _live_through(
         if "-late-" in reply.job_id:
             deadline_ms = int(look.reply(reply.job_id)["deadline_ms"])
             assert -0.01 <= (reply.finished_ms - deadline_ms) / 1000 <= LATE_S
-    ends = {r.job_id.removeprefix(stem): (r.status.value, r.attempts) for r in replies}
+    ends = {
+        r.job_id.removeprefix(stem): (r.status.value, 0 if r.status == "expired" else r.attempts)
+        for r in replies
+    }
     return ends, waited_s

@@ -51,8 +51,8 @@ def test_a_cancel_takes_effect_at_once(
     ids = [f"cancelled-{number}" for number in range(600 if full else 120)]
     body = script.body("c" * 600, ms_per_token=100)
     futures = {job_id: client.submit(body, job_id=job_id, lane="high") for job_id in ids}
-    running = SLOTS // 2  # the others wait behind them
-    wait_until(lambda: busy.statuses(ids).get("running", 0) >= running, "many run")
+    wait_until(lambda: None not in busy.statuses(ids), "all are accepted")
+    wait_until(lambda: busy.statuses(ids).get("running", 0) >= SLOTS, "many run, many wait")
     late: list[float] = []
     while futures:
         at_once = rng.sample(sorted(futures), min(len(futures), rng.randint(1, 12)))

@@ -41,7 +41,9 @@ class Pressing:
     def __init__(self, client: Client, seed: int, count: int) -> None:
         names = [f"job-{number}" for number in range(count)]
         self._client = client
-        self.texts = {name: script.text_of(seed, name, BODY_BYTES) for name in names}
+        self.texts = {
+            name: script.text_of(seed, name, TOKENS + 1).ljust(BODY_BYTES, "x") for name in names
+        }
         self._waiting = names[::-1]
         self._sent: dict[str, Future[Reply]] = {}
         self.replies: dict[str, Reply] = {}
@@ -81,7 +83,7 @@ class Pressing:
         )
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_a_full_server_refuses_jobs_and_finishes_those_it_has(
     row: Callable[[str], Row],
     full: bool,
@@ -97,9 +99,9 @@ def test_a_full_server_refuses_jobs_and_finishes_those_it_has(
     workers = [fork(slots=SLOTS, lease_s=LEASE_S) for _ in range(2)]
     for worker in workers:
         worker.wait_ready(look)
-    pressing = Pressing(client, seed, 2500 if full else 400)
+    pressing = Pressing(client, seed, 1500 if full else 400)
     gap_s, finished_full, cancelled_full = 0.0, 0, 0
-    until_s = time.monotonic() + 150
+    until_s = time.monotonic() + 350
     while not pressing.over:
         assert time.monotonic() < until_s, f"{len(pressing.replies)} replies"
         before, refused = len(pressing.replies), len(pressing.refusals)

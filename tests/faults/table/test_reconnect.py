@@ -14,7 +14,6 @@ from tests.faults.harness.row import Row
 from tests.faults.harness.watch import Watch
 from tests.servers import Server, StartServer
 
-LIMIT_S = 5.0
 JOBS = 4
 """Of every client in every round, half of them under way when the server goes."""
 
@@ -71,7 +70,6 @@ def test_no_error_reaches_a_caller_when_all_clients_reconnect_at_once(
         nothing_left()
     assert line.happened == rounds
     assert line.lost == 0
-    assert line.recovery_s <= LIMIT_S
 
 
 def _submit(client: Client, seed: int, name: str) -> list[tuple[Future[Reply], str]]:
