@@ -203,7 +203,9 @@ class Machine(RuleBasedStateMachine):
         job = self.jobs[held.lease.job_id]
         failure = Failure(Hold(held.lease.job_id, held.lease.fence), delay_ms, "broke")
         expected = "lost"
-        if self._holds(held):
+        if self._holds(held) and job.cancel:
+            expected, job.status = "dead", "cancelled"
+        elif self._holds(held):
             job.fails += 1
             expected = "dead" if job.fails >= FAIL_LIMIT else "retry"
             job.status = "failed" if expected == "dead" else "queued"
@@ -219,7 +221,8 @@ class Machine(RuleBasedStateMachine):
             return
         holds = self._holds(held)
         if holds:
-            self.jobs[held.lease.job_id].status = "queued"
+            job = self.jobs[held.lease.job_id]
+            job.status = "cancelled" if job.cancel else "queued"
         hold = Hold(held.lease.job_id, held.lease.fence)
         for _ in range(1 + repeat):
             assert self.run(self.broker.release([hold])) == [holds]
@@ -234,9 +237,9 @@ class Machine(RuleBasedStateMachine):
         job = self.jobs[job_id]
         self.look("ZADD", self.broker.keys.leases, 1, job_id)
         swept = self._sweep()
-        job.crashes += 1
-        dead = job.crashes >= CRASH_LIMIT
-        job.status, job.fence = ("failed", "") if dead else ("queued", "")
+        job.crashes, job.fence = job.crashes + 1, ""
+        dead = job.crashes >= CRASH_LIMIT and not job.cancel
+        job.status = "cancelled" if job.cancel else "failed" if dead else "queued"
         assert (swept["reclaimed"], swept["dead"]) == (0 if dead else 1, 1 if dead else 0)
 
     @rule()
