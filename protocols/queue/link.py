@@ -128,9 +128,7 @@ class Link:
         self.opened = 0
         """How often a connection was made: a change means that contact was lost in between."""
 
-    async def call(  # noqa: ANN401 - as sent
-        self, *command: Argument, block_s: float = 0.0, only: int | None = None
-    ) -> Any:
+    async def call(self, *command: Argument, block_s: float = 0.0, only: int | None = None) -> Any:  # noqa: ANN401 - as sent
         """The answer to one command, which the server may hold back for `block_s`; `only` as in `calls`."""
         (answer,) = await self.calls([command], block_s=block_s, only=only)
         if isinstance(answer, RedisError):
