@@ -39,6 +39,7 @@ READ_MOST = 64
 WATCH_S = 2.5
 REREAD_MOST = 1000
 CLOSE_S = 10.0
+GOODBYE_S = 1.0
 
 Value = TypeVar("Value")
 ReplyFuture = concurrent.futures.Future[Reply]
@@ -159,8 +160,9 @@ class Courier:
         await self._enqueue.close()
         await cancel(*tasks)
         self._fail_all(RolloutError("the client was closed; client.get(job_id) asks again"))
-        with contextlib.suppress(QueueError):  # it only saves memory
-            await self._tell_collected()
+        with contextlib.suppress(QueueError, TimeoutError):  # it only saves memory
+            async with asyncio.timeout(GOODBYE_S):
+                await self._tell_collected()
         await writing.close()
         await waiting.close()
 

@@ -34,7 +34,9 @@ def job(job_id: str, /, *, as_json: AsJson = False, where: Where = Where()) -> N
             "yet (a raw XADD), or its reply has expired"
         )
     if as_json:
-        print_json(_facts(history) | (fields(reply) if reply else {"job_id": job_id}))
+        timeline = [{"at_ms": at_ms, "what": what} for at_ms, what in _timeline(history)]
+        answer = fields(reply) if reply else {"job_id": job_id}
+        print_json(_facts(history) | {"timeline": timeline} | answer)
     else:
         show(_table(job_id, history, reply), *(_answers(reply) if reply else ()))
 
