@@ -34,6 +34,9 @@ check: .venv/.dev ## Format, lint, types and import contracts
 faults: .venv/.dev ## The faults of docs/faults.md in full numbers (20 minutes); ROLLOUTQ_SEED=n repeats a run
 	@ROLLOUTQ_FAULTS=full $(BIN)/pytest tests/faults -o faulthandler_timeout=0
 
+states: .venv/.dev ## Search all states of the queue protocol, small scope
+	@$(BIN)/python -m tests.property.state_search
+
 test-redis5: .venv-redis5/.dev ## The tests against servers with redis-py 5.3.1, beside arq and without torch
 	@echo '== tests/integration with redis-py 5.3.1'
 	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration
@@ -79,4 +82,4 @@ clean: ## Remove caches and builds; the virtual environments stay
 	@touch $@
 
 .PRECIOUS: %/.made
-.PHONY: help demo test check faults test-redis5 bench format clean
+.PHONY: help demo test check faults states test-redis5 bench format clean

@@ -47,6 +47,10 @@ class Look:
         score = self("ZSCORE", self.keys.leases, job_id)
         return None if score is None else float(score)
 
+    def is_connected(self, name: str) -> bool:
+        """Whether there is a client whose name begins so; what it sent was executed before it goes."""
+        return f" name={name}".encode() in self("CLIENT", "LIST")
+
     def is_blocked(self, name: str) -> bool:
         """Whether a client of that name waits in a blocking command."""
         lines = cast("bytes", self("CLIENT", "LIST")).decode().splitlines()
