@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.servers import Server, ServerKind, StartServer
 from tests.worker_process import StartWorker, WorkerProcess
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may fetch a model
-settings.register_profile("default", deadline=None)  # a busy machine is no fault of the code
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+SLOW = [HealthCheck.too_slow]  # a busy machine is no fault of the code
+settings.register_profile("default", deadline=None, suppress_health_check=SLOW)
+settings.register_profile(
+    "ci", deadline=None, suppress_health_check=SLOW, derandomize=True, print_blob=True
+)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "default")
 
 
