@@ -30,7 +30,9 @@ class Group(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, reply: Reply, n: int) -> "Group":
-        """The group that a reply to a job of `n` samples stands for."""
+        """The group that a reply to a job of `n` samples stands for; raises JobNotFound of a tombstone."""
+        if reply.tombstone:
+            raise reply.exception()
         if reply.states:
             samples = reply.states
         else:

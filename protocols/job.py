@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from protocols import codec
-from protocols.errors import RolloutError, error_of
+from protocols.errors import JobNotFound, RolloutError, error_of
 from protocols.rollout_state import FinishReason, Logprobs, RolloutState, Status, TokenIds
 
 Lane = Literal["high", "normal", "low"]
@@ -125,12 +125,24 @@ class Reply(msgspec.Struct, frozen=True, dict=True):
         return self.states[0] if self.states else None
 
     def raise_for_status(self) -> "Reply":
-        """Return self if completed, else raise the error that ended the job."""
-        if self.status is JobStatus.COMPLETED:
+        """Return self if completed, else raise the error that ended the job.
+
+        Of a tombstone, which an owner that collects its reply leaves behind, it raises JobNotFound.
+        """
+        if self.status is JobStatus.COMPLETED and not self.tombstone:
             return self
         raise self.exception()
 
+    @property
+    def tombstone(self) -> bool:
+        """Whether it completed and only that is left: its owner collected the answer a while ago."""
+        return self.status is JobStatus.COMPLETED and self.body == b"{}"
+
     def exception(self) -> RolloutError:
         """The error that ended the job, with the message that its body carries."""
+        if self.tombstone:
+            return JobNotFound(
+                f"the answer of job {self.job_id} was collected; only its status is kept"
+            )
         told = codec.error_message(self.body) or f"job {self.job_id} ended {self.status}"
         return error_of(self.error or "", told)

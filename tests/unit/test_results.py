@@ -7,8 +7,10 @@ import threading
 import pytest
 
 from producer_sdk.future import Pending
+from producer_sdk.group import Group
 from producer_sdk.results import Results
-from protocols.errors import ResultTimeout
+from protocols.errors import JobNotFound, ResultTimeout
+from protocols.job import JobStatus, Reply
 
 Inner = concurrent.futures.Future[str]
 
@@ -70,3 +72,10 @@ def test_an_error_among_the_answers_is_raised_in_its_place() -> None:
     results = iter(Results(waiting, timeout=1))
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_a_tombstone_is_no_answer() -> None:
+    tomb = Reply(job_id="j", status=JobStatus.COMPLETED, code=200, body=b"{}")
+    for ask in (tomb.raise_for_status, lambda: Group.of(tomb, 2)):
+        with pytest.raises(JobNotFound, match="collected"):
+            ask()
