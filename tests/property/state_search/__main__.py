@@ -13,7 +13,7 @@ from tests.property.state_search.scopes import SCOPES
 from tests.property.state_search.search import Found, Search, Violation
 from tests.property.state_search.step_claim import Transition
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 """Of one scope: a slow machine goes less deep, and says so."""
 
 

@@ -55,8 +55,9 @@ def next_worlds(
     image, sight = outcome.state or (world.image, world.sight)
     server = _spend(scope, world, move.kind)._replace(image=image, sight=sight, ghost=ghost)
     answer = outcome.answers[0]
-    if move.step in ("take", "half_take") and outcome.state:
-        server = server._replace(takes=world.takes + 1)
+    fresh = server._replace(takes=world.takes + 1)  # the next take's nonce is another
+    if move.step == "half_take" or (move.step == "take" and answer[1]):
+        server = fresh
     if move.kind == "late":
         assert world.wire
         yield "", server._replace(wire=None if world.wire.heard else world.wire)
@@ -70,7 +71,7 @@ def next_worlds(
     losable = move.step in _LOSABLE and move.kind != "repeat"
     if losable and world.wire is None and scope.limits.get("lost", 0) > world.used("lost"):
         wire = Wire(move.who, move.step, move.operations[0], move.targets, answer)
-        waiting = _mark(server, move, move.step) if move.who != CLIENT else server
+        waiting = _mark(fresh, move, move.step) if move.who != CLIENT else fresh
         yield " (the answer is lost)", _spend(scope, waiting, "lost")._replace(wire=wire)
 
 

@@ -65,7 +65,7 @@ SCOPES = (
         | _HALVES
         | _AFTERWARDS
         | {"checkpoint": 1, "other": 1, "again": 1, "cancel": 1},
-        *(4, 6),
+        *(4, 5),
         crash_limit=2,
     ),
     Scope(
@@ -96,7 +96,7 @@ SCOPES = (
         "two samples",
         (Kind("a", tokens=(2, 2)),),
         BASE | _FAIL_OVER | {"checkpoint": FREE, "release": 1, "lost": 1, "late": 1},
-        *(5, 8),
+        *(5, 7),
         slots=(1,),
         crash_limit=2,
     ),
