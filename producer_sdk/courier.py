@@ -251,9 +251,7 @@ class Courier:
             for job_id in finished:
                 if job_id in self._outstanding:
                     self._look(job_id)
-                elif (
-                    job_id in self._sending
-                ):  # its wake-up has overtaken the answer to its submission
+                elif job_id in self._sending:  # it has overtaken the answer to its submission
                     self._sending[job_id] = True
             if broker.link.opened != opened:
                 self._look_again(len(self._outstanding))

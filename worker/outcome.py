@@ -18,6 +18,9 @@ from protocols.queue.broker import Broker
 from protocols.queue.coalesce import Coalescer
 from protocols.queue.rows import Ending, Failure, Hold, Lease
 
+BACKOFF_MOST_S = 60.0
+MOST_DOUBLINGS = 10
+
 log = logging.getLogger("rolloutq.outcome")
 
 
@@ -86,7 +89,7 @@ class Settler:
                     Ending(job_id, fence, status, error.http_status, body, state, error.code)
                 )
             case Retried(error, segments):
-                delay_ms = int(random.uniform(0, self._backoff_s) * 1000 * 2 ** (lease.attempt - 1))
+                delay_ms = int(random.uniform(0, self._longest_s(lease.attempt)) * 1000)
                 hold = Hold(job_id, fence, segments)
                 retrial = await self._fail.answer(Failure(hold, delay_ms, error.message))
                 kept = retrial != "lost"
@@ -98,6 +101,11 @@ class Settler:
                 assert_never(outcome)
         if not kept:
             log.warning("job %s: the lease of attempt %s was lost", job_id, fence)
+
+    def _longest_s(self, attempt: int) -> float:
+        """The bound of the next wait: hand-backs count as attempts too, so it must not double for ever."""
+        doubled = self._backoff_s * 2 ** min(attempt - 1, MOST_DOUBLINGS)
+        return min(doubled, BACKOFF_MOST_S)
 
     async def _fail_batch(self, failures: Sequence[Failure]) -> Sequence[str]:
         return await self._broker.fail(failures, limit=self._fail_limit)

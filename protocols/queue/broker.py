@@ -41,7 +41,6 @@ from protocols.queue.rows import (
 )
 
 SCHEMA = 1
-BACKLOG_JOBS = 100_000
 FULL_RETRY_S = 1.0
 BELL_BLOCK_S = 2.0
 COPY_WAIT_S = 0.5

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 
 from protocols.codec import decode_json, encode_json, unpack_states
@@ -225,6 +226,18 @@ async def test_a_retried_outcome_fails_with_a_delay_below_its_bound() -> None:
         assert failure.message == "broke"
         delays.append(failure.delay_ms)
     assert 0 <= min(delays) < max(delays) <= 4000  # 1 s, doubled twice: it is the third attempt
+
+
+async def test_a_job_handed_back_often_is_not_delayed_for_ever() -> None:
+    steps = Steps(kept=True)
+    settler = Settler(cast("Broker", steps), fail_limit=4, backoff_s=1)
+    often = msgspec.structs.replace(lease(None), fence="500:n")
+    for _ in range(50):
+        await settler.settle(often, Retried(EngineFailed("broke")))
+    await settler.close()
+    failures = [failure for _, failure in steps.called if isinstance(failure, Failure)]
+    assert len(failures) == 50
+    assert max(failure.delay_ms for failure in failures) <= 60_000
 
 
 async def test_a_hand_back_is_a_release_and_lost_is_nothing() -> None:
