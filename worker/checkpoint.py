@@ -56,10 +56,8 @@ class Checkpoint:
 
 
 def _new(sample: Sample, index: int, start: int) -> list[Segment]:
-    finish_reason, end = (
-        sample.finish_reason,
-        len(sample.ids),
-    )  # in this order: an ended one is whole
+    # in this order: where there is a reason, all tokens are there
+    finish_reason, end = sample.finish_reason, len(sample.ids)
     if end <= start:
         return []
     cuts = [start, *(at for _, at in sample.versions if start < at < end), end]

@@ -42,9 +42,8 @@ class Sample:
         self.top_ids.extend(segment.top_ids[: kept * wide])
         self.top_logprobs.extend(segment.top_logprobs[: kept * wide])
         self.logprobs.extend(segment.logprobs[:kept])
-        self.ids.extend(
-            segment.token_ids[:kept]
-        )  # last: a checkpoint reads as far as there are ids
+        # last: the lease keeper's thread reads a checkpoint as far as there are ids
+        self.ids.extend(segment.token_ids[:kept])
         self.finish_reason = "stop" if stopped else segment.finish_reason
         if self.finish_reason == "stop" and not stopped and self.ids:
             last = self.ids[-1]

@@ -40,7 +40,8 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Bytes as UTF-8; special tokens as their names, or left out."""
         if not any(token_id > 255 for token_id in ids):
-            return bytes(iter(ids)).decode(errors="replace")  # not of the buffer
+            # of its items: the bytes of an array itself are its memory
+            return bytes(iter(ids)).decode(errors="replace")
         kept = (i for i in ids if i < 256 or not skip_special_tokens)
         return b"".join(self.token_bytes(i) for i in kept).decode(errors="replace")
 
