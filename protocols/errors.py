@@ -21,6 +21,11 @@
     │   ├── JobNotFound             404  no reply key of that id
     │   ├── PoolNotPrepared         503  the pool has no function library and this user may not load it
     │   └── ServerUnavailable       503  Redis does not answer or refuses
+    ├── ControlError            a command to a fleet was not obeyed
+    │   ├── InvalidCommand          400  its words are none
+    │   ├── ControlRefused          409  it is not its time; the message names what comes first
+    │   ├── ControlBusy             503  a worker is about to be ready for it
+    │   └── ControlIncomplete       504  a worker refused, or said nothing
     ├── ResultTimeout           504  the wait ended, the job goes on
     └── ConfigError             400  a setting is wrong
 
@@ -179,6 +184,39 @@ class ServerUnavailable(QueueError):
 
     code = "server_unavailable"
     retryable = True
+
+
+class ControlError(RolloutError):
+    """A command to a fleet was not obeyed."""
+
+
+class InvalidCommand(ControlError):
+    """The words of a command are none."""
+
+    code = "invalid_command"
+    http_status = 400
+
+
+class ControlRefused(ControlError):
+    """A command came out of order; the message names what has to come first."""
+
+    code = "control_refused"
+    http_status = 409
+
+
+class ControlBusy(ControlError):
+    """A worker is about to be ready for this command."""
+
+    code = "control_busy"
+    http_status = 503
+    retryable = True
+
+
+class ControlIncomplete(ControlError):
+    """A worker refused a command, or has said nothing for as long as the caller waited."""
+
+    code = "control_incomplete"
+    http_status = 504
 
 
 class ResultTimeout(RolloutError, TimeoutError):

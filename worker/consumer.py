@@ -1,12 +1,14 @@
 """Takes jobs for free slots, runs each, and settles what became of it."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, assert_never
 
 from protocols.cancellation import cancel
+from protocols.control import Gate, Mode
 from protocols.queue.broker import Broker
 from protocols.queue.rows import Lease, Renewal, Taken
 from worker.lease import LeaseKeeper
@@ -48,22 +50,76 @@ class Consumer:
         self._handle = handle
         self._slots, self._lease_ms = slots, int(lease_s * 1000)
         self._policy_version, self._pressed = policy_version, pressed
-        self._holding_back = self._alone = False
+        self._holding_back = self._alone = self._still = False
         self._attempts: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._slot_freed = asyncio.Event()
+        self._open = asyncio.Event()
+        self.mode: Mode | None = None
+        """How the gate was closed; None before it was."""
         self._nonce = secrets.token_hex(4)
         self._takes = 0
         self.finished_jobs = 0
 
     @property
-    def running(self) -> int:
-        """Attempts under way."""
+    def jobs(self) -> int:
+        """Attempts that it has, held ones included."""
         return len(self._attempts)
+
+    @property
+    def held(self) -> int:
+        """Attempts that wait, with their tokens, for the gate to open."""
+        return sum(attempt.held and not attempt.generating for attempt in list(self._attempts))
+
+    @property
+    def gate(self) -> Gate:
+        """Whether it takes jobs; closed until it is first told to go on."""
+        return "open" if self._open.is_set() else "closed"
+
+    def pause(self, mode: Mode) -> None:
+        """Take nothing, and do with the jobs in flight what `mode` says."""
+        self._open.clear()
+        self.mode = mode
+        for attempt in list(self._attempts):
+            self._apply(mode, attempt)
+
+    def go_on(self) -> None:
+        """Take jobs, and draw again for those that are held."""
+        self.mode = None
+        self._open.set()
+        for attempt in list(self._attempts):
+            attempt.go_on()
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncGenerator[None]:
+        """A block in which nothing is generated; jobs in flight wait with their tokens, and go on after it."""
+        keeps = self.mode == "keep"
+        self._still = True
+        try:
+            await asyncio.gather(*(attempt.rest() for attempt in self._attempts))
+            yield
+        finally:
+            self._still = False
+            for attempt in list(self._attempts) if not keeps else ():
+                attempt.go_on()
+
+    def _apply(self, mode: Mode, attempt: Attempt) -> None:
+        match mode:
+            case "release":
+                attempt.give("hand back")
+            case "abort":
+                attempt.give("abort")
+            case "keep":
+                attempt.hold()
+            case "drain":
+                attempt.go_on()
+            case _:
+                assert_never(mode)
 
     async def run(self) -> None:
         """Take and run jobs until cancelled; attempts under way go on."""
         while True:
+            await self._open.wait()
             free = self._slots - len(self._attempts)
             if free <= 0 or self._held_back() or (self._attempts and self._pressed()):
                 await self._wait_for_slot()
@@ -124,6 +180,10 @@ class Consumer:
         attempt = Attempt(lease)
         self._attempts.add(attempt)
         self._keeper.hold(attempt)
+        if self.mode is not None:  # taken while the gate closed
+            self._apply(self.mode, attempt)
+        elif self._still:
+            attempt.hold()
         task = asyncio.get_running_loop().create_task(self._see_through(attempt))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -10,15 +10,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from protocols.cancellation import cancel
-from protocols.errors import ServerUnavailable
-from protocols.queue.broker import Broker
+from protocols.control import words_of
+from protocols.errors import InvalidCommand, RolloutError, ServerUnavailable
+from protocols.queue.broker import FROM_NOW, Broker
+from protocols.queue.control import hear
 from protocols.queue.link import Link, Listener
 from protocols.queue.rows import Hold, Renewal
-from worker.controller import Desired
 from worker.pipeline import Attempt
+
+if TYPE_CHECKING:
+    from worker.controller import Controller  # which leads, by way of the consumer, back here
 
 BEAT_S = 2.0
 WORKER_TTL_S = 600
@@ -27,6 +31,8 @@ SWEEP_S = 0.4
 SWEEP_JOBS = 200
 ORPHANS_EVERY_S = 10.0
 TICK_S = 0.2
+SUBSCRIBE_S = 5.0
+TOLD_CHARS = 64
 RENEW_MOST = 128
 JOIN_S = 5.0
 
@@ -91,7 +97,13 @@ class LeaseKeeper:
         self._held: set[Attempt] = set()
         self._renewed_s = 0.0
         self._rung: asyncio.Event
-        self._desired = Desired()
+        self._beat: asyncio.Event
+        self._subscribed: asyncio.Event
+        self._seen = FROM_NOW
+        """The last command that a heartbeat told of."""
+        self._heard = FROM_NOW
+        """The last command that came by the channel."""
+        self._controller: Controller
         self._stop: Callable[[], object] = lambda: None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -103,15 +115,17 @@ class LeaseKeeper:
         self,
         *,
         facts: Callable[[], dict[str, str | int]],
+        controller: "Controller",
         obey: Callable[[Attempt, Renewal], object],
         broken: Callable[[Exception], object],
     ) -> None:
         """Begin; the first heartbeat goes out at once.
 
-        `facts` tells what it shows; `obey` hears every answer to a renewal but `held`, `broken` the
-        error that ended the thread. All are called from the thread.
+        `facts` tells what it shows; `controller` follows commands; `obey` hears every answer to a renewal but
+        `held`, `broken` the error that ended the thread. All are called from the thread.
         """
         self._facts, self._obey, self._broken = facts, obey, broken
+        self._controller = controller
         self._thread.start()
         self._ready.wait(JOIN_S)
 
@@ -138,7 +152,7 @@ class LeaseKeeper:
 
     async def _keep(self) -> None:
         stopped = asyncio.Event()
-        self._rung = asyncio.Event()
+        self._rung, self._beat, self._subscribed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(stopped.set)
         link = Link(self._url, name=f"{self._worker}:keeper", outage_s=24 * 3600.0)
@@ -150,7 +164,8 @@ class LeaseKeeper:
                     tasks.create_task(self._renewing(broker)),
                     tasks.create_task(self._beating(broker, contact)),
                     tasks.create_task(self._sweeping(broker, contact)),
-                    tasks.create_task(self._listening(broker.keys.bell)),
+                    tasks.create_task(self._listening(broker)),
+                    tasks.create_task(self._controller.run(self._beat.set)),
                 ]
                 await stopped.wait()
                 await cancel(*kept)
@@ -198,27 +213,62 @@ class LeaseKeeper:
             elif attempt in self._held:
                 self._obey(attempt, answer)
 
-    async def _listening(self, channel: str) -> None:
-        """Renew at once when the bell names this worker: an order waits."""
-        listener = Listener(self._url, channel, name=f"{self._worker}:bell")
+    async def _listening(self, broker: Broker) -> None:
+        """Renew at once when the bell names this worker, look when it names all, bring what is published."""
+        keys = broker.keys
+        listener = Listener(self._url, (keys.bell, keys.control), name=f"{self._worker}:bell")
         try:
-            async for whom in listener:
-                if whom == self._worker:
-                    self._rung.set()
+            async for channel, told in listener:
+                if channel == keys.control:
+                    await self._bring(broker, told)
+                elif channel == keys.bell and told in (self._worker, "all"):
+                    self._beat.set()
+                    if told == self._worker:
+                        self._rung.set()
+                elif not channel:
+                    self._heard = self._seen
+                    self._subscribed.set()
         finally:
             await listener.close()
 
+    async def _bring(self, broker: Broker, message: str) -> None:
+        """Make a command of what was published, unless another worker has."""
+        try:
+            words = words_of(message)
+        except InvalidCommand:
+            words = [message[:TOLD_CHARS]]  # the audit shall tell of it
+        try:
+            self._heard = await hear(broker, message, words, self._heard)
+        except RolloutError as error:
+            log.warning("what was published on the control channel is lost: %s", error)
+
     async def _beating(self, broker: Broker, contact: Contact) -> None:
+        controller = self._controller
+        with contextlib.suppress(
+            TimeoutError
+        ):  # who may not subscribe is told of commands by heartbeats
+            async with asyncio.timeout(SUBSCRIBE_S):
+                await self._subscribed.wait()
         while True:
-            _, seen = await broker.beat(
+            self._beat.clear()
+            answers = controller.answers()
+            told = await broker.beat(
                 self._worker,
                 self._facts(),
                 ttl_ms=WORKER_TTL_S * 1000,
-                desired=self._desired.to_restore(),
+                desired=controller.to_restore(),
+                seen=self._seen,
+                acks=answers,
             )
             contact.seen(broker.link.opened)
-            self._desired.saw(seen)
-            await asyncio.sleep(min(BEAT_S, self._lease_s / 6))
+            if self._heard == FROM_NOW:
+                self._heard = told.seen
+            self._seen = told.seen
+            controller.sent(answers)
+            controller.hear(told)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(BEAT_S, self._lease_s / 6)):
+                    await self._beat.wait()
 
     async def _sweeping(self, broker: Broker, contact: Contact) -> None:
         orphans_at = time.monotonic() + ORPHANS_EVERY_S

@@ -14,7 +14,14 @@ from msgspec.structs import replace
 from protocols import codec
 from protocols.dialects import dialect_of, error_body
 from protocols.dialects.base import Answer, Dialect, Normal
-from protocols.errors import Cancelled, DeadlineExceeded, EngineFailed, JobError, RolloutError
+from protocols.errors import (
+    Aborted,
+    Cancelled,
+    DeadlineExceeded,
+    EngineFailed,
+    JobError,
+    RolloutError,
+)
 from protocols.job import ROLLOUT_STATUS, JobStatus
 from protocols.queue.rows import Lease, job_of, protocol_of
 from protocols.rollout_state import RolloutState
@@ -24,7 +31,7 @@ from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
 from worker.render import check, render
 
-Order = Literal["cancel", "expire", "lost", "hand back"]
+Order = Literal["cancel", "expire", "lost", "hand back", "abort"]
 """Why an attempt shall end before its generation does."""
 
 log = logging.getLogger("rolloutq.pipeline")
@@ -44,12 +51,46 @@ class Attempt:
         self.samples: list[Sample] = []
         self.checkpoint = Checkpoint(self.samples)
         self._generation: Generation | None = None
+        self._stopped = False
+        self._going, self._resting = asyncio.Event(), asyncio.Event()
+        self._going.set()
+        self._resting.set()
         self._begun_s = time.monotonic()
         self._limit_tokens = 0
 
     def give(self, order: Order) -> None:
         """End the attempt: at once where it generates, else before it would begin to. The first order counts."""
         self.order = self.order or order
+        self._going.set()
+        self._stop_drawing()
+
+    @property
+    def held(self) -> bool:
+        """Whether it is to wait, with its tokens, until it may go on."""
+        return not self._going.is_set()
+
+    @property
+    def generating(self) -> bool:
+        """Whether the engine has it."""
+        return self._generation is not None
+
+    async def rest(self) -> None:
+        """Hold, and wait until the engine has given it back."""
+        self.hold()
+        await self._resting.wait()
+
+    def hold(self) -> None:
+        """Draw no more tokens for now; those that were drawn stay."""
+        if self.order is None:
+            self._going.clear()
+            self._stop_drawing()
+
+    def go_on(self) -> None:
+        """Draw again, after the tokens that are there."""
+        self._going.set()
+
+    def _stop_drawing(self) -> None:
+        self._stopped = True
         if self._generation is not None:
             self._generation.close()
 
@@ -57,7 +98,7 @@ class Attempt:
         """Whether it would end by then at its pace so far, were every sample to use all its tokens."""
         drawn = max(len(sample.ids) for sample in self.samples) if self.samples else 0
         fresh = drawn - max((s.start + len(s.token_ids) for s in self.lease.kept), default=0)
-        if fresh <= 0:
+        if fresh <= 0 or self.held:
             return False
         pace_s = (time.monotonic() - self._begun_s) / fresh
         return (self._limit_tokens - drawn) * pace_s <= seconds
@@ -69,24 +110,37 @@ class Attempt:
             samples[segment.index].add(segment)
         self.samples, self.checkpoint = samples, Checkpoint(samples)
         self._begun_s, self._limit_tokens = time.monotonic(), call.params.max_tokens or 0
-        ended = frozenset(i for i, sample in enumerate(samples) if sample.finish_reason is not None)
-        if self.order is None and len(ended) < len(samples):
-            kept = tuple(sample.ids[:] for sample in samples) if self.lease.kept else ()
-            await self._draw(engine, replace(call, kept=kept, ended=ended))
-        if self.order is not None:
-            raise Interrupted
-        if any(sample.finish_reason is None for sample in samples):
-            raise EngineFailed("the engine ended a sample without a reason")
+        while await self._may_draw():
+            kept = tuple(sample.ids[:] for sample in samples)
+            ended = frozenset(i for i, one in enumerate(samples) if one.finish_reason is not None)
+            await self._draw(engine, replace(call, kept=kept if any(kept) else (), ended=ended))
         return samples
 
+    async def _may_draw(self) -> bool:
+        """Whether a sample lacks its end; waits while it is held, and raises Interrupted where an order came."""
+        unfinished = any(sample.finish_reason is None for sample in self.samples)
+        if unfinished:
+            await self._going.wait()  # an order, a deadline or a lost lease ends this as well
+        if self.order is not None:
+            raise Interrupted
+        return unfinished
+
     async def _draw(self, engine: Engine, call: Call) -> None:
+        """Until the samples have ended, or the attempt is to draw no more for now."""
+        self._stopped = False
         generation = self._generation = engine.generate(call)
+        self._resting.clear()
         try:
             async for segment in generation:
                 if self.samples[segment.index].add(segment):
                     generation.stop(segment.index)
         finally:
+            self._generation = None
+            self._resting.set()
             generation.close()
+        unfinished = any(sample.finish_reason is None for sample in self.samples)
+        if unfinished and not self._stopped:
+            raise EngineFailed("the engine ended a sample without a reason")
 
 
 async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
@@ -150,6 +204,11 @@ def _obeyed(attempt: Attempt) -> Outcome:
         case "expire":
             error = DeadlineExceeded(f"the deadline of job {job_id} passed while it was generated")
             return _ended(attempt, JobStatus.EXPIRED, error)
+        case "abort":
+            error = Aborted(
+                f"job {job_id} was ended by a pause in mode abort; submit it under another id"
+            )
+            return _ended(attempt, JobStatus.ABORTED, error)
         case "hand back":
             return HandedBack(tuple(attempt.checkpoint.segments()))
         case "lost" | None:

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
 import time
 from functools import partial
 
@@ -15,17 +13,21 @@ from protocols.queue.broker import Broker
 from protocols.queue.link import Link
 from worker.config import Config
 from worker.consumer import Consumer
+from worker.controller import Controller
 from worker.engines import build
 from worker.engines.base import Engine
+from worker.facts import Facts
 from worker.lease import LeaseKeeper
 from worker.outcome import Settler
 from worker.pipeline import run_job
+from worker.steps import Steps
 
 OUTAGE_S = 24 * 3600.0
 """A worker that has served waits this long for a server that is away."""
 LEAVING_S = 10.0
 """But only so long once it has been told to leave: its leases run out by themselves."""
 GOODBYE_S = 2.0
+TURN_S = 0.5
 
 log = logging.getLogger("rolloutq.worker")
 
@@ -36,11 +38,16 @@ class Service:
     def __init__(self, config: Config, engine: Engine | None = None) -> None:
         self.config = config
         self.engine = engine or build(config)
-        self.state = "starting"
-        self._started_ms = int(time.time() * 1000)
+        self._steps: Steps | None = None
+        self._turned_s = time.monotonic()
         self._leave = asyncio.Event()
         self._hurry = asyncio.Event()
         self._failure: Exception | None = None
+
+    @property
+    def state(self) -> str:
+        """`starting`, then what the control channel makes of it, `draining`, `stopped`."""
+        return "starting" if self._steps is None else self._steps.state()
 
     async def run(self) -> None:
         """Serve until `stop`; raises what broke the worker, if something did."""
@@ -69,15 +76,18 @@ class Service:
             policy_version=lambda: self.engine.policy_version,
             pressed=lambda: self.engine.counters()["waiting_samples"] > 0,
         )
+        steps = self._steps = Steps(consumer, self.engine, self.stop)
+        turning = asyncio.create_task(self._turning())
         try:
             await broker.prepare()
-            self._keep(keeper, consumer)
+            self._keep(keeper, consumer, steps)
             await self.engine.start()
-            self.state = "serving"
+            steps.life = "serving"
             log.info("worker %s serves pool %s", config.worker_id, config.pool)
-            await self._serve(consumer, writing)
+            await self._serve(consumer, steps, writing)
         finally:
-            self.state, writing.outage_s = "stopped", LEAVING_S
+            steps.life, writing.outage_s = "stopped", LEAVING_S
+            await cancel(turning)
             await settler.close()
             keeper.close()
             await self._say_goodbye(broker)
@@ -87,11 +97,17 @@ class Service:
         if self._failure is not None:
             raise self._failure
 
-    async def _serve(self, consumer: Consumer, writing: Link) -> None:
+    async def _turning(self) -> None:
+        """Note that the event loop turns."""
+        while True:
+            self._turned_s = time.monotonic()
+            await asyncio.sleep(TURN_S)
+
+    async def _serve(self, consumer: Consumer, steps: Steps, writing: Link) -> None:
         taking = asyncio.create_task(consumer.run())
         leaving = asyncio.create_task(self._leave.wait())
         await asyncio.wait([taking, leaving], return_when=asyncio.FIRST_COMPLETED)
-        self.state, writing.outage_s = "draining", LEAVING_S
+        steps.life, writing.outage_s = "draining", LEAVING_S
         if taking.done():
             self._failure = self._failure or _exception_of(taking)
         await cancel(taking, leaving)
@@ -108,37 +124,21 @@ class Service:
             self._hurry.set()
         self._leave.set()
 
-    def _keep(self, keeper: LeaseKeeper, consumer: Consumer) -> None:
+    def _keep(self, keeper: LeaseKeeper, consumer: Consumer, steps: Steps) -> None:
         loop = asyncio.get_running_loop()
+        facts = Facts(self.config, self.engine, consumer, steps, lambda: self._turned_s)
+        facts.controller = Controller(self.config.worker_id, steps, facts.answer)
 
         def broken(error: Exception) -> None:
             self._failure = error
             self.stop()
 
         keeper.start(
-            facts=partial(self._facts, consumer),
+            facts=facts.heartbeat,
+            controller=facts.controller,
             obey=lambda attempt, order: loop.call_soon_threadsafe(consumer.obey, attempt, order),
             broken=lambda error: loop.call_soon_threadsafe(broken, error),
         )
-
-    def _facts(self, consumer: Consumer) -> dict[str, str | int]:
-        counters = self.engine.counters()
-        return {
-            "state": self.state,
-            "engine": self.engine.name,
-            "model": self.engine.model,
-            "policy_version": self.engine.policy_version,
-            "slots": self.config.slots,
-            "running_jobs": consumer.running,
-            "finished_jobs": consumer.finished_jobs,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started_ms": self._started_ms,
-            "running_samples": counters["running_samples"],
-            "waiting_samples": counters["waiting_samples"],
-            "forwarded_tokens": counters["forwarded_tokens"],
-            "generated_tokens": counters["generated_tokens"],
-        }
 
 
 def _exception_of(task: asyncio.Task[None]) -> Exception | None:

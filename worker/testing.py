@@ -75,7 +75,7 @@ def _worker(config: Config) -> Generator[None]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(service.run()), daemon=True)
     thread.start()
     give_up_at = time.monotonic() + END_S
-    while service.state == "starting" and time.monotonic() < give_up_at:
+    while service.state != "serving" and time.monotonic() < give_up_at:
         time.sleep(0.005)
     try:
         yield

@@ -1,9 +1,9 @@
-"""The steps of functions.lua as typed calls. Both sides use them; nothing else talks to the pool's keys."""
+"""The steps of the function library as typed calls. Both sides use them; nothing else talks to the pool's keys."""
 
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -11,6 +11,9 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from protocols.control import default_desired
 from protocols.errors import (
+    ControlBusy,
+    ControlRefused,
+    InvalidCommand,
     InvalidRequest,
     JobConflict,
     PoolNotPrepared,
@@ -23,6 +26,7 @@ from protocols.queue.keys import BELL, GROUP, LANES, Keys
 from protocols.queue.link import Argument, Command, Link
 from protocols.queue.rows import (
     REPLY_FIELDS,
+    Beaten,
     DeadLetter,
     Ending,
     Failure,
@@ -45,9 +49,17 @@ FULL_RETRY_S = 1.0
 BELL_BLOCK_S = 2.0
 COPY_WAIT_S = 0.5
 EARLY_S = 0.02
-LIBRARY = (files("protocols.queue") / "functions.lua").read_text()
+FROM_NOW = "$"
+"""The last command seen, for who has seen none: it hears of the next."""
+_PARTS = ("functions.lua", "control.lua")
+LIBRARY = "".join((files("protocols.queue") / part).read_text() for part in _PARTS)
 LIBRARY_VERSION = int(LIBRARY.partition("local VERSION = ")[2].partition("\n")[0])
 
+_JUDGEMENTS: dict[str, type[RolloutError]] = {
+    "INVALID": InvalidCommand,
+    "REFUSED": ControlRefused,
+    "NOTYET": ControlBusy,
+}
 _UNPREPARED = ("UNPREPARED", "NOGROUP", "UNBLOCKED", "Function not found")
 
 
@@ -106,7 +118,8 @@ class Broker:
         if there < LIBRARY_VERSION:
             await self.link.call("FUNCTION", "LOAD", "REPLACE", LIBRARY)
 
-    async def _step(self, name: str, *args: Argument, only: int | None = None) -> Any:  # noqa: ANN401
+    async def step(self, name: str, *args: Argument, only: int | None = None) -> Any:  # noqa: ANN401
+        """The answer of the step `rolloutq_<name>`, as it came; prepares a server that lacks the library."""
         step: Command = ("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
         try:
             return await self.link.call(*step, only=only)
@@ -156,7 +169,7 @@ class Broker:
         if wait_replicas:
             answers = await self._copied_step(wait_replicas, "enqueue", *args)
         else:
-            answers = await self._step("enqueue", *args)
+            answers = await self.step("enqueue", *args)
         return [self._accepted(job, answer) for job, answer in zip(jobs, answers, strict=True)]
 
     def _accepted(self, job: Job, answer: bytes) -> JobStatus | RolloutError:
@@ -176,7 +189,7 @@ class Broker:
 
     async def cancel(self, job_ids: Sequence[str]) -> list[str]:
         """For each: `cancelled`, `stopping`, the terminal status it has, or `unknown`."""
-        return [answer.decode() for answer in await self._step("cancel", *job_ids)]
+        return [answer.decode() for answer in await self.step("cancel", *job_ids)]
 
     async def replies(self, job_ids: Sequence[str]) -> list[Reply | JobStatus | None]:
         """For each its terminal reply, its status while it has none, or None where it is unknown."""
@@ -190,7 +203,7 @@ class Broker:
         for reply in replies:
             marks += (reply.job_id, reply.finished_ms)
         if marks:
-            await self._step("collect", *marks)
+            await self.step("collect", *marks)
 
     async def finished(self, inbox: str, *, most: int, block_s: float) -> list[str]:
         """Ids of finished jobs, as soon as there are any; holds the link for as long as `block_s`."""
@@ -219,7 +232,7 @@ class Broker:
 
         The same nonce gives the same jobs again.
         """
-        gate, rows, hold = await self._step(
+        gate, rows, hold = await self.step(
             "take", worker, nonce, slots, lease_ms, policy_version, holding
         )
         return Taken(gate.decode(), [lease_of(row) for row in rows], hold == 1)
@@ -227,7 +240,7 @@ class Broker:
     async def renew(self, holds: Sequence[Hold], *, lease_ms: int) -> list[Renewal]:
         """Extend leases and write down what was generated."""
         args = [arg for hold in holds for arg in hold_args(hold)]
-        return [answer.decode() for answer in await self._step("renew", lease_ms, *args)]
+        return [answer.decode() for answer in await self.step("renew", lease_ms, *args)]
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         """For each whether its reply was accepted; False: the lease was lost, nothing was written."""
@@ -244,19 +257,19 @@ class Broker:
                 end.state,
                 version,
             )
-        return [answer == 1 for answer in await self._step("finish", *args)]
+        return [answer == 1 for answer in await self.step("finish", *args)]
 
     async def fail(self, failures: Sequence[Failure], *, limit: int) -> list[Retrial]:
         """For each whether it will run again, has become a dead letter, or was lost."""
         args: list[Argument] = [limit]
         for failure in failures:
             args += (*hold_args(failure.hold), failure.delay_ms, failure.message)
-        return [answer.decode() for answer in await self._step("fail", *args)]
+        return [answer.decode() for answer in await self.step("fail", *args)]
 
     async def release(self, holds: Sequence[Hold]) -> list[bool]:
         """Hand jobs back with what was generated; for each whether the lease was still held."""
         args = [arg for hold in holds for arg in hold_args(hold)]
-        return [answer == 1 for answer in await self._step("release", *args)]
+        return [answer == 1 for answer in await self.step("release", *args)]
 
     async def sweep(
         self,
@@ -273,24 +286,37 @@ class Broker:
         must not reach a server that has just come back.
         """
         args = (most, crash_limit, int(reclaim), orphan_ms)
-        return Swept(*await self._step("sweep", *args, only=only))
+        return Swept(*await self.step("sweep", *args, only=only))
 
     async def beat(
         self,
         worker: str,
-        facts: dict[str, str | int],
+        facts: Mapping[str, str | int],
         *,
         ttl_ms: int,
-        desired: dict[str, str] | None = None,
-    ) -> tuple[int, dict[str, str]]:
-        """Say that a worker lives; `desired` is written where the server has none.
+        desired: Mapping[str, str] | None = None,
+        seen: str = FROM_NOW,
+        acks: Mapping[str, bytes] | None = None,
+    ) -> Beaten:
+        """Say that a worker lives, bring its answers to commands (by command id), and hear of new ones.
 
-        Returns the server's time in ms and the desired state, empty where there is none.
+        `desired` is written where the server has none, or an older one. `seen` is the last command that the worker
+        has heard of.
         """
-        wanted = [part for pair in (desired or {}).items() for part in pair]
-        told = [part for pair in facts.items() for part in pair]
-        now_ms, flat = await self._step("beat", worker, ttl_ms, len(wanted), *wanted, *told)
-        return now_ms, texts(flat)
+        wanted = _flat(desired or {})
+        answered = _flat(acks or {})
+        now_ms, flat, seen_now, rows = await self.step(
+            "beat",
+            worker,
+            ttl_ms,
+            seen,
+            len(wanted),
+            *wanted,
+            len(answered),
+            *answered,
+            *_flat(facts),
+        )
+        return Beaten(now_ms, texts(flat), seen_now.decode(), rows)
 
     async def leave(self, worker: str) -> None:
         """Say that a worker is gone for good; a sweep forgets it with what the groups know of it."""
@@ -364,7 +390,7 @@ class Broker:
         fields = [part for pair in letter.fields.items() for part in pair]
         body, protocol = letter.fields.get(b"body", b""), letter.fields.get(b"protocol", b"")
         sha = body_hash(protocol.decode() or DEFAULT_PROTOCOL, body)
-        (answer,) = await self._step("enqueue", job_id, lane, sha, len(fields), *fields)
+        (answer,) = await self.step("enqueue", job_id, lane, sha, len(fields), *fields)
         if answer.startswith((b"full", b"conflict", b"invalid")):
             raise QueueFull(
                 f"job {job_id} was not accepted ({answer.decode()}); the dead letter stays",
@@ -385,12 +411,19 @@ class Broker:
         return {k.decode(): v.decode() for k, v in pairs if k not in (b"body", b"state")}
 
 
+def _flat(fields: Mapping[str, str | int | bytes]) -> list[Argument]:
+    return [part for pair in fields.items() for part in pair]
+
+
 def _lacks_preparation(error: ResponseError) -> bool:
     return any(sign in str(error) for sign in _UNPREPARED)
 
 
 def refusal(error: ResponseError, address: str) -> RolloutError:
     """What a server's refusal means to a caller."""
+    code, _, told = str(error).partition(" ")
+    if code in _JUDGEMENTS:
+        return _JUDGEMENTS[code](told)
     if isinstance(error, NoPermissionError):
         return ServerUnavailable(f"Redis at {address} denies this user a command: {error}")
     if isinstance(error, OutOfMemoryError) or "OOM" in str(error)[:80]:

@@ -12,7 +12,7 @@
 --   kept:<sample> checkpoints                       tokens of each sample in the progress stream; how often it grew
 --   events                                          what happened to earlier attempts: `<ms> <what> <whom>;` ...
 
-local VERSION = 2
+local VERSION = 3
 local GROUP, BELL = 'workers', 'bell'
 local LANES = { 'resume', 'high', 'normal', 'low' }
 local LANE = { resume = true, high = true, normal = true, low = true }
@@ -395,7 +395,8 @@ local function take(keys, args)
   local P, worker, nonce, slots, version = keys[1], args[1], args[2], tonumber(args[3]), tonumber(args[5])
   local missing = unprepared(P)
   if missing then return missing end
-  local gate = redis.call('HGET', P .. ':desired', 'gate') or 'missing'
+  local gates = redis.call('HMGET', P .. ':desired', 'gate', 'gate@' .. worker)
+  local gate = gates[2] or gates[1] or 'missing'
   if gate ~= 'open' then return { gate, {}, 0 } end
   local before = taken_before(P, worker, nonce, now_ms())
   if before then return { gate, before, redis.call('HGET', P .. ':worker:' .. worker, 'take_hold') == '1' and 1 or 0 } end
@@ -740,21 +741,6 @@ local function sweep(keys, args)
   return { reclaimed, dead, promoted, expired, orphans }
 end
 
--- args: worker, ttl_ms, number of desired values, desired field, value, ..., worker field, value, ...
--- Writes the desired state back where it is missing. -> {server ms, {desired field, value, ...}}
-local function beat(keys, args)
-  local P, now, worker, count = keys[1], now_ms(), args[1], tonumber(args[3])
-  local missing = unprepared(P)
-  if missing then return missing end
-  if count > 0 and redis.call('EXISTS', P .. ':desired') == 0 then
-    redis.call('HSET', P .. ':desired', unpack(args, 4, 3 + count))
-  end
-  redis.call('ZADD', P .. ':workers', now, worker)
-  redis.call('HSET', P .. ':worker:' .. worker, 'beat_ms', now, unpack(args, 4 + count))
-  redis.call('PEXPIRE', P .. ':worker:' .. worker, args[2])
-  return { now, redis.call('HGETALL', P .. ':desired') }
-end
-
 -- -> the library's version: an older one never replaces a newer
 local function version()
   return VERSION
@@ -774,4 +760,3 @@ step('release', release, { 'allow-oom' })
 step('sweep', sweep, { 'allow-oom' })
 step('cancel', cancel, { 'allow-oom' })
 step('collect', collect, { 'allow-oom' })
-step('beat', beat, { 'allow-oom' })

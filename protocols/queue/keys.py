@@ -1,7 +1,7 @@
 """Every key of a pool: name, type, who writes it, how long it lives.
 
 All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluster slot.
-`functions.lua` builds the same names from `P`, the one key that every step is called with.
+`functions.lua` and `control.lua` build the same names from `P`, the one key that every step is called with.
 
 | key                 | type             | written by                | lives                                          |
 |---------------------|------------------|---------------------------|------------------------------------------------|
@@ -18,11 +18,14 @@ All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluste
 | `P:run:<run>`       | sorted set       | enqueue, take             | a day after the run's last reply               |
 | `P:dead`            | stream           | fail, sweep               | the newest 10,000                              |
 | `P:inbox:<client>`  | list             | finish, …                 | an hour; the newest 100,000                    |
-| `P:desired`         | hash             | beat                      | for ever                                       |
+| `P:desired`         | hash             | control, beat             | for ever                                       |
+| `P:commands`        | stream           | control, hear             | the newest 10,000                              |
+| `P:acks:<command>`  | hash             | control, beat             | an hour after the last answer                  |
 | `P:workers`         | sorted set       | beat                      | id by last heartbeat, ms; 10 min               |
 | `P:worker:<id>`     | hash             | beat, take                | 10 min after the last heartbeat                |
 
-The channel `rollout:bell:<pool>` names workers that shall look for orders; it carries hints only.
+The channel `rollout:bell:<pool>` names workers that shall look for orders; it carries hints only. What is
+published on `rollout:control:<pool>` is a command.
 
 Each lane's stream has two groups: `workers`, through which jobs are taken, and `bell`, on which
 idle workers wait.
@@ -58,7 +61,9 @@ class Keys:
         self.dead = f"{self.prefix}:dead"
         self.desired = f"{self.prefix}:desired"
         self.workers = f"{self.prefix}:workers"
+        self.commands = f"{self.prefix}:commands"
         self.bell = f"rollout:bell:{pool}"
+        self.control = f"rollout:control:{pool}"
 
     def jobs(self, lane: str) -> str:
         """A lane's stream."""
@@ -79,6 +84,10 @@ class Keys:
     def inbox(self, client: str) -> str:
         """A client process's finished jobs."""
         return f"{self.prefix}:inbox:{client}"
+
+    def acks(self, command: str) -> str:
+        """The workers' answers to a command."""
+        return f"{self.prefix}:acks:{command}"
 
     def worker(self, worker: str) -> str:
         """What a worker says of itself."""

@@ -200,16 +200,24 @@ class Link:
             raise answers[0]
         return answers
 
-    async def subscribed(self, channel: str) -> AsyncIterator[str]:
-        """What is published from now on; raises when the connection breaks. Uses up the link."""
+    async def subscribed(self, channels: Sequence[str]) -> AsyncIterator[tuple[str, str]]:
+        """What is published from now on, with its channel; raises when the connection breaks. Uses up the link.
+
+        The first is empty: it says that all channels are subscribed to.
+        """
         try:
             async with asyncio.timeout(ANSWER_S):
                 connection = await self._open()
-                await connection.send_command("SUBSCRIBE", channel, check_health=False)
+                await connection.send_command("SUBSCRIBE", *channels, check_health=False)
+                for _ in channels:
+                    confirmed = await self._answer(connection)
+                    if isinstance(confirmed, ResponseError):
+                        raise confirmed
+            yield "", ""
             while True:
-                kind, _, told = await self._answer(connection)
+                kind, channel, told = await self._answer(connection)
                 if kind == b"message":
-                    yield told.decode(errors="replace")
+                    yield channel.decode(), told.decode(errors="replace")
         finally:
             self._drop()
 
@@ -244,18 +252,21 @@ class Link:
 
 
 class Listener:
-    """What is published on one channel, on a connection of its own; what is missed is missed."""
+    """What is published on some channels, on a connection of its own; what is missed is missed."""
 
-    def __init__(self, url: str, channel: str, *, name: str) -> None:
+    def __init__(self, url: str, channels: Sequence[str], *, name: str) -> None:
         self._link = Link(url, name=name)
-        self._channel = channel
+        self._channels = channels
 
-    async def __aiter__(self) -> AsyncIterator[str]:
-        """The messages, for as long as the task lives, with full jitter after a break."""
+    async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
+        """Channel and message, for as long as the task lives, with full jitter after a break.
+
+        Both are empty whenever a subscription begins.
+        """
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                async for message in self._link.subscribed(self._channel):
+                async for message in self._link.subscribed(self._channels):
                     pause_s = FIRST_PAUSE_S
                     yield message
             except (*_BROKEN, RedisError) as error:

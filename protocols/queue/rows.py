@@ -111,6 +111,19 @@ class Taken(NamedTuple):
     """Take nothing else until the worker holds no job, or the one job taken has a new checkpoint."""
 
 
+class Beaten(NamedTuple):
+    """The answer to a beat."""
+
+    now_ms: int
+    """Of the server."""
+    desired: dict[str, str]
+    """Empty where there is none."""
+    seen: str
+    """The last command that is told here."""
+    news: list[Any]
+    """New commands, as they came."""
+
+
 class Swept(NamedTuple):
     """What a sweep found."""
 

@@ -11,15 +11,15 @@ pytestmark = both_servers
 
 async def test_a_missing_desired_state_is_written_back_whole(broker: Broker, look: Look) -> None:
     look("DEL", broker.keys.desired)
-    assert (await broker.beat("w", {}, ttl_ms=60_000))[1] == {}
+    assert (await broker.beat("w", {}, ttl_ms=60_000)).desired == {}
     wanted = {**default_desired(), "gate": "closed", "generation": "7"}
-    _, seen = await broker.beat("w", {}, ttl_ms=60_000, desired=wanted)
+    seen = (await broker.beat("w", {}, ttl_ms=60_000, desired=wanted)).desired
     assert seen == wanted == await broker.desired()
 
 
 async def test_a_desired_state_is_never_overwritten(broker: Broker, look: Look) -> None:
     look("HSET", broker.keys.desired, "gate", "closed")
-    _, seen = await broker.beat("w", {}, ttl_ms=60_000, desired=default_desired())
+    seen = (await broker.beat("w", {}, ttl_ms=60_000, desired=default_desired())).desired
     assert seen["gate"] == "closed"
     await broker.open()
     assert (await broker.desired())["gate"] == "closed"
@@ -27,7 +27,7 @@ async def test_a_desired_state_is_never_overwritten(broker: Broker, look: Look) 
 
 async def test_a_beat_shows_a_worker_until_it_is_too_old(broker: Broker, look: Look) -> None:
     before_ms = look.now_ms()
-    now_ms, _ = await broker.beat("w", {"state": "serving", "slots": 8}, ttl_ms=60_000)
+    now_ms = (await broker.beat("w", {"state": "serving", "slots": 8}, ttl_ms=60_000)).now_ms
     assert before_ms <= now_ms <= look.now_ms()
     seen = (await broker.workers(seen_ms=10_000))["w"]
     assert (seen["state"], seen["slots"], seen["beat_ms"]) == ("serving", "8", str(now_ms))

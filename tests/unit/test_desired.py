@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from protocols.control import default_desired
+from protocols.queue.rows import Beaten
 from worker import controller
-from worker.controller import FRESH_WAIT_S, Desired
+from worker.controller import FRESH_WAIT_S, Controller
+from worker.steps import Steps
 
 
 @pytest.fixture
@@ -17,25 +19,34 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return made
 
 
+def _controller() -> Controller:
+    return Controller("w", Steps.__new__(Steps), lambda _: {})
+
+
+def _told(desired: dict[str, str]) -> Beaten:
+    return Beaten(0, desired, "0-0", [])
+
+
 def test_a_fresh_worker_waits_for_one_that_knows(clock: SimpleNamespace) -> None:
-    desired = Desired()
-    assert desired.to_restore() is None
+    fresh = _controller()
+    assert fresh.to_restore() is None
     clock.now += FRESH_WAIT_S - 0.1
-    assert desired.to_restore() is None
+    assert fresh.to_restore() is None
     clock.now += 0.2
-    restored = desired.to_restore()
+    restored = fresh.to_restore()
     assert restored is not None
     assert (restored["gate"], restored["generation"]) == ("open", "0")
 
 
-def test_what_was_seen_last_is_restored_at_once(clock: SimpleNamespace) -> None:
-    desired = Desired()
+@pytest.mark.usefixtures("clock")
+def test_what_was_seen_last_is_restored_at_once() -> None:
+    knowing = _controller()
     closed = {**default_desired(), "gate": "closed", "generation": "4"}
-    desired.saw(default_desired())
-    desired.saw(closed)
-    assert desired.to_restore() == closed
-    desired.saw({})  # the server lost it: a loss is no wish
-    assert desired.to_restore() == closed
+    knowing.hear(_told(default_desired()))
+    knowing.hear(_told(closed))
+    assert knowing.to_restore() == closed
+    knowing.hear(_told({}))  # the server lost it: a loss is no wish
+    assert knowing.to_restore() == closed
 
 
 def test_defaults_of_two_workers_differ_in_their_epoch() -> None:

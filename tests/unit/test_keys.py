@@ -24,12 +24,14 @@ NAMES = {
     KEYS.progress("j"),
     KEYS.inbox("c"),
     KEYS.worker("w"),
+    KEYS.commands,
+    KEYS.acks("c-1"),
 }
 
 
 def test_every_key_of_a_pool_is_in_one_slot() -> None:
     assert all(name.startswith("rollout:{p-1}:") for name in NAMES)
-    assert len(NAMES) == 14
+    assert len(NAMES) == 16
 
 
 def test_the_keys_of_the_docs_keep_their_names() -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, TypedDict
 
 import msgspec
 
+from protocols.control import Memory
 from protocols.dialects.base import Script
 from protocols.job import Segment
 from protocols.rollout_state import SampleParams, TokenIds
@@ -25,6 +26,16 @@ class Call(msgspec.Struct, frozen=True):
     """What earlier attempts drew of each sample; empty, or one a sample. They count as its response."""
     ended: frozenset[int] = frozenset()
     """Samples that are whole already: nothing is drawn for them."""
+
+
+class Weights(msgspec.Struct, frozen=True):
+    """Weights to be loaded."""
+
+    version: int
+    path: str | None = None
+    """A safetensors file, or a directory of them; None: those that the engine starts with."""
+    sha256: str | None = None
+    """Of the file; of a directory, of all its safetensors one after another in the order of their names."""
 
 
 class Counters(TypedDict):
@@ -83,7 +94,7 @@ class Generation(Protocol):
         ...
 
     def close(self) -> None:
-        """Give up every sample that has not ended; may be called again."""
+        """Give up every sample that has not ended; what it drew before still comes. May be called again."""
         ...
 
 
@@ -102,6 +113,8 @@ class Engine(Protocol):
     """Fields of SampleParams that it honours, and `script`; any other than neutral value is refused before work."""
     policy_version: int
     """Of the weights that it holds now."""
+    memory: Memory
+    """Where they are."""
 
     async def start(self) -> None:
         """Load the weights; return when it could generate."""
@@ -113,6 +126,21 @@ class Engine(Protocol):
 
     def generate(self, call: Call) -> Generation:
         """Begin a call; it waits inside the engine while all slots are in use."""
+        ...
+
+    async def update_weights(self, weights: Weights) -> None:
+        """Take other weights, all or none of them; raises WeightsRefused and keeps the old.
+
+        This and what follows are called while no generation is under way.
+        """
+        ...
+
+    async def offload(self, level: int) -> None:
+        """Free what it holds of the device: 1 keeps the weights in host memory, 2 discards them."""
+        ...
+
+    async def onload(self) -> None:
+        """Take the memory back: with the weights after level 1, without any after level 2."""
         ...
 
     def counters(self) -> Counters:

@@ -8,12 +8,16 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 from protocols.dialects.base import Script
 from protocols.errors import EngineFailed
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, SampleParams, TokenIds
-from worker.engines.base import Call, Counters, Tokenizer, Turn
+from worker.engines.base import Call, Counters, Tokenizer, Turn, Weights
+
+if TYPE_CHECKING:
+    from protocols.control import Memory
 
 END, SYSTEM, USER, ASSISTANT, CLOSE = 256, 257, 258, 259, 260
 VOCABULARY = 261
@@ -70,6 +74,7 @@ class ScriptedEngine:
         self.vocabulary = VOCABULARY
         self.capabilities = frozenset({*SampleParams.__struct_fields__, "script"})
         self.policy_version = policy_version
+        self.memory: Memory = "loaded"
         self.running_samples = 0
         self.generated_tokens = 0
 
@@ -78,6 +83,18 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         """Nothing to free."""
+
+    async def update_weights(self, weights: Weights) -> None:
+        """Take the version."""
+        self.policy_version, self.memory = weights.version, "loaded"
+
+    async def offload(self, level: int) -> None:
+        """Nothing to free."""
+        self.memory = "offloaded" if level == 1 else "discarded"
+
+    async def onload(self) -> None:
+        """Nothing to load."""
+        self.memory = "loaded" if self.memory == "offloaded" else "stale"
 
     def generate(self, call: Call) -> "ScriptedGeneration":
         """Begin a call; it never waits for a slot."""

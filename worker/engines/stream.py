@@ -53,9 +53,11 @@ class SegmentStream:
             self._give_up([index])
 
     def close(self) -> None:
-        """Give up every sample that has not ended; may be called again."""
+        """Give up every sample that has not ended; what was put before can still be read. May be called again."""
         if self._open:
-            self._give_up(list(self._open))
+            self._given_up(list(self._open))
+            self._close(list(self._open))
+            self._wake()
 
     def __aiter__(self) -> Self:
         """The stream itself: it has one reader."""

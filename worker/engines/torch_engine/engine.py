@@ -11,6 +11,8 @@ from .checkpoint import stay_offline
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from protocols.control import Memory
+
     from .assembly import Parts
     from .loop import SlotLoop
 
@@ -56,6 +58,7 @@ class TorchEngine:
         self.model = self._settings.served_name or Path(self._settings.model).resolve().name
         self.capabilities = CAPABILITIES
         self.policy_version = self._settings.policy_version
+        self.memory: Memory = "loaded"
         self._parts: Parts | None = None
         self._loop: SlotLoop | None = None
 

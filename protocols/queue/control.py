@@ -1,0 +1,109 @@
+"""The control step of control.lua as typed calls, and what it left: answers and the audit."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from protocols.control import Ack, Command, Issued
+from protocols.queue.broker import Broker
+from protocols.queue.rows import texts
+
+_COUNTS = ("cancelled", "stopping", "ended", "unknown", "left")
+_decode_ack = msgspec.json.Decoder(Ack)
+
+
+class Logged(msgspec.Struct, frozen=True):
+    """An entry of the audit `P:commands`."""
+
+    id: str
+    at_ms: int
+    said: str
+    by: str
+    generation: int | None
+    refused: str
+    """Why; empty where the command was accepted."""
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """What the workers said to a command, so far."""
+
+    asked: tuple[str, ...]
+    acks: dict[str, Ack]
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Who has not answered."""
+        return tuple(worker for worker in self.asked if worker not in self.acks)
+
+
+async def issue(broker: Broker, words: Sequence[str], *, by: str) -> Issued:
+    """Submit a command; a lost answer is asked for again under the same id.
+
+    Raises InvalidCommand where the words are none, ControlRefused where it is not its time, and ControlBusy where a
+    worker is about to be ready for it.
+    """
+    named = any(word.startswith("id=") for word in words)
+    own = [] if named else [f"id=c-{secrets.token_hex(6)}"]
+    signed = [] if any(word.startswith("by=") for word in words) else [f"by={by}"]
+    told = texts(await broker.step("control", *words, *own, *signed))
+    return Issued(
+        id=told["command"],
+        said=told["said"],
+        generation=int(told["generation"]) if told["generation"] else None,
+        workers=tuple(told["workers"].split()),
+        counts={name: int(told[name]) for name in _COUNTS if name in told},
+    )
+
+
+async def hear(broker: Broker, message: str, words: Sequence[str], after: str) -> str:
+    """Bring what was published on the channel; whoever is first makes a command of it.
+
+    `after` and the answer name the last entry of `P:commands` that this worker brought or met.
+    """
+    entry = await broker.step("hear", message, after, *words)
+    return entry.decode()
+
+
+async def answers(broker: Broker, command_id: str) -> Answers:
+    """Who was asked, and who has said what."""
+    told = texts(await broker.link.call("HGETALL", broker.keys.acks(command_id)))
+    return Answers(
+        asked=tuple(told.get("@workers", "").split()),
+        acks={who: _decode_ack.decode(said) for who, said in told.items() if who[0] != "@"},
+    )
+
+
+async def audit(broker: Broker, *, most: int) -> list[Logged]:
+    """The newest commands, newest first."""
+    rows = await broker.link.call("XREVRANGE", broker.keys.commands, "+", "-", "COUNT", most)
+    return [_logged(entry.decode(), texts(flat)) for entry, flat in rows]
+
+
+def command_of(row: list[Any]) -> Command | None:
+    """What `beat` tells of a command; None for one that was refused."""
+    command_id, flat = row
+    told = texts(flat)
+    if "refused" in told:
+        return None
+    return Command(
+        id=command_id.decode(),
+        said=told["said"],
+        verb=told["verb"],
+        worker=told.get("worker"),
+        generation=int(told["generation"]) if "generation" in told else None,
+        until_ms=int(told["until_ms"]),
+        by=told["by"],
+    )
+
+
+def _logged(entry: str, told: dict[str, str]) -> Logged:
+    return Logged(
+        id=told.get("id", entry),
+        at_ms=int(entry.partition("-")[0]),
+        said=told["said"],
+        by=told["by"],
+        generation=int(told["generation"]) if "generation" in told else None,
+        refused=told.get("refused", ""),
+    )
