@@ -1,0 +1,187 @@
+"""The control channel under faults: an acknowledged pause is a fact, and every worker comes to what is wanted."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from random import Random
+
+import pytest
+
+from producer_sdk import Client
+from protocols.job import JobStatus
+from protocols.queue.broker import LIBRARY, Broker
+from tests.control_look import acks, fact, order
+from tests.faults.harness import script
+from tests.faults.harness.fork import ForkedWorker, StartFork
+from tests.faults.harness.row import Row
+from tests.faults.harness.trace import Seen, Trace
+from tests.faults.harness.watch import Watch
+from tests.pool_look import wait_until
+from tests.servers import StartServer
+from tests.tiny_model import save_tiny_model
+from tests.worker_process import StartWorker, WorkerProcess
+
+LIMIT_S = 120.0
+STILL_S = 10.0
+"""How long nothing may begin."""
+RING = "local function ring(P, whom)\n"
+DROPPED = (
+    RING
+    + "  if redis.call('HINCRBY', P, 'rings', 1) % 2 == 0 then return end -- every second one\n"
+)
+
+
+@pytest.fixture
+def url(fresh_server: StartServer) -> str:
+    """A server without other pools."""
+    return fresh_server().url
+
+
+@pytest.fixture
+def trace(url: str) -> Iterator[Trace]:
+    """What the server sees, from the start."""
+    with Trace(url) as made:
+        yield made
+
+
+def redis_cli(url: str, *words: str) -> str:
+    """What redis-cli prints, as an operator has it."""
+    binary = shutil.which("redis-cli")
+    if binary is None:
+        pytest.skip("redis-cli (Debian: redis-tools) is not installed")
+    done = subprocess.run([binary, "-u", url, *words], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def newest_command(look: Watch) -> str:
+    """The id of the command that was logged last."""
+    ((entry, _),) = look("XREVRANGE", look.keys.commands, "+", "-", "COUNT", 1)
+    return entry.decode()
+
+
+@pytest.mark.timeout(300)
+def test_an_acknowledged_pause_is_a_fact(
+    row: Callable[[str], Row],
+    broker: Broker,
+    client: Client,
+    start_worker: StartWorker,
+    trace: Trace,
+    look: Watch,
+    url: str,
+    pool: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    line = row("PUBLISH pause: one frozen across it, one joins")
+    model = save_tiny_model(tmp_path_factory.mktemp("model"))
+
+    def start() -> WorkerProcess:
+        return start_worker(url, pool, engine="torch", model=str(model), slots=8, threads=1)
+
+    steady, frozen = start(), start()
+    steady.wait_ready(LIMIT_S)
+    frozen.wait_ready(LIMIT_S)
+    prompts = [[1 + i % 200, 7, 9] for i in range(1_200)]
+    params = {"max_tokens": 48, "min_tokens": 48, "temperature": 1.0}
+    futures = [
+        client.submit({"input_ids": ids, "sample_params": params}, protocol="generate")
+        for ids in prompts
+    ]
+    wait_until(lambda: len(look.held()) == 2, "both are at work", timeout_s=LIMIT_S)
+    frozen.signal(19)
+    line.tried = len(futures)
+    assert int(redis_cli(url, "PUBLISH", f"rollout:control:{pool}", "pause")) >= 1
+    wait_until(lambda: look("HGET", look.keys.desired, "gate") == b"closed", "it is a command")
+    command = newest_command(look)
+    wait_until(lambda: steady.worker_id in acks(look, command), "the steady one answers")
+    begun_before, since_s = len(trace.caught_up().begun), time.monotonic()
+    joined = start()
+    wait_until(lambda: time.monotonic() - since_s > 2, "it was frozen across the pause")
+    frozen.signal(18)
+    wait_until(lambda: len(acks(look, command)) == 2, "both have answered", timeout_s=LIMIT_S)
+    wait_until(
+        lambda: fact(look, joined.worker_id, "state") == "paused",
+        "the joiner waits",
+        timeout_s=LIMIT_S,
+    )
+    answered_s = time.monotonic()
+    wait_until(lambda: time.monotonic() - answered_s > STILL_S, "a while", timeout_s=2 * STILL_S)
+    assert len(trace.caught_up().begun) == begun_before  # nothing began after the acknowledgement
+    waiting = sum(look.length(lane) for lane in ("resume", "high", "normal", "low"))
+    line.happened = waiting
+    assert waiting >= 1_000, "the backlog was too short to prove anything"
+    handed_back = sum(look.length(lane) for lane in ("resume",))
+    kept = [look.reply(f.job_id) for f in futures if look.reply(f.job_id).get("handbacks")]
+    assert handed_back == len(kept)
+    redis_cli(url, "PUBLISH", f"rollout:control:{pool}", "continue")
+    resumed_s = time.monotonic()
+    replies = [future.result(LIMIT_S) for future in futures]
+    line.lost = sum(reply.status is not JobStatus.COMPLETED for reply in replies)
+    line.double = sum(count > 1 for count in trace.replies_written(pool).values())
+    line.recovery_s = time.monotonic() - resumed_s
+    again = [record for record in kept if record.get("checkpoints") is None]
+    line.note = f"{len(kept)} handed back, {len(again)} of them without a token"
+    assert {len(reply.states[0].response_ids) for reply in replies} == {48}
+    assert line.lost == line.double == 0
+    assert trace.caught_up().begun_while_closed == 0
+
+
+@pytest.mark.timeout(900)
+def test_workers_come_to_what_is_wanted_without_half_of_the_doorbells(
+    row: Callable[[str], Row],
+    full: bool,
+    broker: Broker,
+    client: Client,
+    fork: StartFork,
+    trace: Trace,
+    look: Watch,
+    rng: Random,
+) -> None:
+    line = row("control commands, half of the doorbells dropped")
+    commands, workers, joiners = (1_000, 6, 6) if full else (60, 3, 2)
+    assert RING in LIBRARY
+    look("FUNCTION", "LOAD", "REPLACE", LIBRARY.replace(RING, DROPPED))
+    fleet = [fork(slots=4) for _ in range(workers)]
+    for worker in fleet:
+        worker.wait_ready(look)
+    futures = [client.submit(script.body("work", ms_per_token=5)) for _ in range(200)]
+    issued: dict[str, tuple[float, list[str]]] = {}
+    for number in range(commands):
+        verb = rng.choice(["pause", "pause mode=drain", "pause mode=keep", "continue", "ping"])
+        told = order(look, *verb.split(), f"id=n{number}")
+        issued[told["command"]] = (look.now_ms() / 1000, told["workers"].split())
+        if number % (commands // joiners) == joiners:
+            fleet.append(fork(slots=4))
+        if number % 10 == 0:
+            futures.append(client.submit(script.body("work", ms_per_token=5)))
+        time.sleep(rng.uniform(0, 0.3))
+    order(look, "pause", "id=last")
+    wait_until(lambda: _all_at(look, fleet, "paused"), "all pause", timeout_s=LIMIT_S)
+    wait_until(lambda: _answered(trace.caught_up(), issued), "all answer", timeout_s=LIMIT_S)
+    took = sorted(_slowest_s(trace.caught_up(), issued))
+    line.tried, line.happened = commands, int(look("HGET", look.keys.prefix, "rings")) // 2
+    line.recovery_s = took[int(0.99 * len(took))]
+    line.note = f"p50 {took[len(took) // 2]:.2f} s, {len(fleet)} workers, recovery is p99"
+    order(look, "continue", "id=go")
+    replies = [future.result(LIMIT_S) for future in futures]
+    line.lost = sum(reply.status is not JobStatus.COMPLETED for reply in replies)
+    line.double = sum(count > 1 for count in trace.replies_written(look.keys.pool).values())
+    assert line.happened >= commands // 4, "too few doorbells were dropped"
+    assert trace.caught_up().begun_while_closed == 0
+    assert line.lost == line.double == 0
+    assert line.recovery_s <= 3.0
+
+
+def _all_at(look: Watch, fleet: list[ForkedWorker], state: str) -> bool:
+    return {fact(look, worker.worker_id, "state") for worker in fleet} == {state}
+
+
+def _answered(seen: Seen, issued: dict[str, tuple[float, list[str]]]) -> bool:
+    return all(set(asked) <= set(seen.acked.get(name, ())) for name, (_, asked) in issued.items())
+
+
+def _slowest_s(seen: Seen, issued: dict[str, tuple[float, list[str]]]) -> Iterator[float]:
+    """From each command to the last of its answers, by the server's clock."""
+    for name, (at_s, asked) in issued.items():
+        yield max(seen.acked[name][worker] for worker in asked) - at_s
