@@ -14,7 +14,14 @@ from msgspec.structs import replace
 from protocols import codec
 from protocols.dialects import dialect_of, error_body
 from protocols.dialects.base import Answer, Dialect, Normal
-from protocols.errors import Cancelled, DeadlineExceeded, EngineFailed, JobError, RolloutError
+from protocols.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineFailed,
+    JobError,
+    RolloutError,
+    StalenessExceeded,
+)
 from protocols.job import ROLLOUT_STATUS, JobStatus
 from protocols.queue.rows import Lease, job_of, protocol_of
 from protocols.rollout_state import RolloutState
@@ -24,7 +31,7 @@ from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
 from worker.render import check, render
 
-Order = Literal["cancel", "expire", "lost", "hand back"]
+Order = Literal["cancel", "expire", "stale", "lost", "hand back"]
 """Why an attempt shall end before its generation does."""
 
 log = logging.getLogger("rolloutq.pipeline")
@@ -135,10 +142,12 @@ def _answer(
         context_tokens=engine.context_tokens,
         token_bytes=engine.tokenizer.token_bytes,
     )
+    versions = [version for state in states for version, _ in state.policy_versions]
     return Completed(
         body=dialect.respond(answer),
         state=codec.pack_states(states),
-        policy_version=max(version for state in states for version, _ in state.policy_versions),
+        policy_version=max(versions),
+        oldest_version=min(versions),
     )
 
 
@@ -149,6 +158,12 @@ def _obeyed(attempt: Attempt) -> Outcome:
             return _ended(attempt, JobStatus.CANCELLED, Cancelled(f"job {job_id} was cancelled"))
         case "expire":
             error = DeadlineExceeded(f"the deadline of job {job_id} passed while it was generated")
+            return _ended(attempt, JobStatus.EXPIRED, error)
+        case "stale":
+            error = StalenessExceeded(
+                f"job {job_id} fell behind the wanted policy version by more than its max_staleness "
+                "while it was generated"
+            )
             return _ended(attempt, JobStatus.EXPIRED, error)
         case "hand back":
             return HandedBack(tuple(attempt.checkpoint.segments()))
