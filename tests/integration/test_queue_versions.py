@@ -37,10 +37,10 @@ def want(look: Look, version: int) -> None:
 
 def answered(lease: Lease, oldest_version: int | None = None) -> Ending:
     """An answer with a state."""
-    versions = {"policy_version": 9, "oldest_version": oldest_version}
     return Ending(
         *(lease.job_id, lease.fence, JobStatus.COMPLETED, 200, b'{"an": "answer"}', b"tokens"),
-        **versions,
+        policy_version=9,
+        oldest_version=oldest_version,
     )
 
 
