@@ -55,7 +55,7 @@ TARGETS = {
 async def echo(attempt: Attempt) -> Outcome:
     """The least that a handler can do."""
     body = codec.decode_json(attempt.lease.fields[b"body"])
-    return Completed(body=codec.encode_json(body), state=b"", policy_version=0)
+    return Completed(codec.encode_json(body), b"", policy_version=0, oldest_version=0)
 
 
 async def echo_worker(url: str, pool: str, slots: int) -> None:

@@ -6,7 +6,7 @@ import secrets
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
 from pydantic import ValidationError
@@ -32,6 +32,8 @@ MAP_WINDOW = 1024
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text as it stands, token ids, or messages."""
+OnFull = Literal["wait", "raise"]
+"""What becomes of a job that meets a full backlog: sent again until it is accepted, or its future fails."""
 Value = TypeVar("Value")
 
 
@@ -45,6 +47,7 @@ class Settings(BaseSettings):
     run: str | None = None
     no_worker_s: float = 60.0
     wait_replicas: int = 0
+    on_full: OnFull = "wait"
 
 
 class JobOptions(TypedDict, total=False):
@@ -70,14 +73,22 @@ class Client:
         run: str | None = None,
         no_worker_s: float | None = None,
         wait_replicas: int | None = None,
+        on_full: OnFull | None = None,
     ) -> None:
         """`no_worker_s`: how long waits go on while the pool has no live worker, then NoLiveWorker.
 
         `wait_replicas`: a job counts as accepted once so many replicas of the server have it.
+        `on_full`: where the pool's backlog is full, `wait` sends the job again until it is accepted,
+        `raise` fails its future with QueueFull, whose `retry_after_s` says when there may be room.
         Connects when first used. Raises ConfigError where a setting is wrong.
         """
         self.settings = _settings(
-            url=url, pool=pool, run=run, no_worker_s=no_worker_s, wait_replicas=wait_replicas
+            url=url,
+            pool=pool,
+            run=run,
+            no_worker_s=no_worker_s,
+            wait_replicas=wait_replicas,
+            on_full=on_full,
         )
         check_url(self.settings.url)
         Keys(self.settings.pool)
@@ -238,6 +249,7 @@ class Client:
                         settings.pool,
                         no_worker_s=settings.no_worker_s,
                         wait_replicas=settings.wait_replicas,
+                        wait_when_full=settings.on_full == "wait",
                     )
                 courier = self._courier
         return courier

@@ -71,9 +71,17 @@ class Outstanding:
 class Courier:
     """Carries jobs and replies of one client in one process."""
 
-    def __init__(self, url: str, pool: str, *, no_worker_s: float, wait_replicas: int = 0) -> None:
+    def __init__(
+        self,
+        url: str,
+        pool: str,
+        *,
+        no_worker_s: float,
+        wait_replicas: int = 0,
+        wait_when_full: bool = True,
+    ) -> None:
         self._pool, self._no_worker_s = pool, no_worker_s
-        self._wait_replicas = wait_replicas
+        self._wait_replicas, self._wait_when_full = wait_replicas, wait_when_full
         self.pid = os.getpid()
         self.inbox = f"{self.pid}-{secrets.token_hex(6)}"
         self._outstanding: dict[str, Outstanding] = {}
@@ -177,7 +185,7 @@ class Courier:
                 self._look(wanted)
 
     def _send(self, job: Job, future: ReplyFuture, *, accepted_before: bool = False) -> None:
-        patient = (QueueFull, ServerUnavailable) if accepted_before else QueueFull
+        patient = self._patience(accepted_before=accepted_before)
 
         def told(answer: JobStatus | RolloutError | Exception) -> None:
             ended = self._sending.pop(job.id, False)
@@ -195,6 +203,12 @@ class Courier:
 
         self._sending.setdefault(job.id, False)
         self._enqueue.put(job, told)
+
+    def _patience(self, *, accepted_before: bool) -> tuple[type[RolloutError], ...]:
+        """After which refusals a job is sent again; one that was accepted before is owed its reply."""
+        if accepted_before:
+            return QueueFull, ServerUnavailable
+        return (QueueFull,) if self._wait_when_full else ()
 
     def _send_again(self, future: ReplyFuture) -> None:
         """Send what was refused for now, unless its waiter has been told something else."""

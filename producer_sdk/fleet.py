@@ -17,7 +17,7 @@ class Fleet(msgspec.Struct, frozen=True):
     workers: dict[str, dict[str, str]]
     """What each says of itself: state, engine, model, policy_version, slots, running_jobs, …"""
     depth: dict[str, int]
-    """Entries by lane (running ones included), leases, delayed jobs, dead letters."""
+    """Entries by lane (running ones included), leases, delayed and parked jobs, dead letters."""
 
     @property
     def waiting_jobs(self) -> int:

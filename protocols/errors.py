@@ -13,6 +13,7 @@
     │   ├── Cancelled               499  somebody cancelled it
     │   ├── Aborted                 503  a pause in mode `abort` ended it
     │   ├── DeadlineExceeded        504  its deadline passed
+    │   ├── StalenessExceeded       410  its tokens fell too far behind the wanted policy version
     │   ├── EngineFailed            500  the engine raised while it generated
     │   └── WorkerLost              500  its workers died too often
     ├── QueueError              the queue did not take or find the job
@@ -130,6 +131,13 @@ class DeadlineExceeded(JobError):
 
     code = "deadline_exceeded"
     http_status = 504
+
+
+class StalenessExceeded(JobError):
+    """The job's tokens fell behind the wanted policy version by more than its `max_staleness`."""
+
+    code = "staleness_exceeded"
+    http_status = 410
 
 
 class EngineFailed(JobError):

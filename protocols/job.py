@@ -36,7 +36,7 @@ class Job(msgspec.Struct, frozen=True):
     min_version: int | None = None
     """Oldest policy version that may begin it."""
     max_staleness: int | None = None
-    """Most policy versions that it may fall behind."""
+    """Most policy versions that the oldest of its tokens may fall behind the wanted one."""
     reply_ttl_ms: int = DEFAULT_REPLY_TTL_MS
     """How long the reply is kept after the end."""
 

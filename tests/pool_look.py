@@ -64,7 +64,8 @@ class Look:
                 found.append(f"{entries} entries in {lane}")
             if pending := self("XPENDING", self.keys.jobs(lane), GROUP)["pending"]:
                 found.append(f"{pending} pending in {lane}")
-        sets = (self.keys.leases, self.keys.delayed, self.keys.alone, self.keys.deadlines)
+        rooms = (self.keys.delayed, self.keys.parked, self.keys.alone)
+        sets = (self.keys.leases, *rooms, self.keys.deadlines)
         held = [(key, self("ZRANGE", key, 0, 4)) for key in sets]
         return found + [f"{key.rpartition(':')[2]} of {ids}" for key, ids in held if ids]
 

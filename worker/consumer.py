@@ -20,7 +20,12 @@ SLOT_POLL_S = 0.25
 SETTLE_S = 30.0
 ABOUT_TO_END_S = 1.0
 
-_ORDERS: dict[Renewal, Order] = {"cancel": "cancel", "expire": "expire", "lost": "lost"}
+_ORDERS: dict[Renewal, Order] = {
+    "cancel": "cancel",
+    "expire": "expire",
+    "stale": "stale",
+    "lost": "lost",
+}
 
 log = logging.getLogger("rolloutq.consumer")
 

@@ -30,6 +30,8 @@ class Completed(msgspec.Struct, frozen=True):
     body: bytes
     state: bytes
     policy_version: int
+    """The newest of its tokens."""
+    oldest_version: int
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -80,9 +82,10 @@ class Settler:
         """Write what an attempt's end means to its job."""
         job_id, fence = lease.job_id, lease.fence
         match outcome:
-            case Completed(body, state, version):
+            case Completed(body, state, newest, oldest):
+                done = JobStatus.COMPLETED
                 kept = await self._finish.answer(
-                    Ending(job_id, fence, JobStatus.COMPLETED, 200, body, state, "", version)
+                    Ending(job_id, fence, done, 200, body, state, "", newest, oldest)
                 )
             case Ended(status, error, body, state):
                 kept = await self._finish.answer(

@@ -21,6 +21,7 @@ from protocols.errors import (
     EngineFailed,
     JobError,
     RolloutError,
+    StalenessExceeded,
 )
 from protocols.job import ROLLOUT_STATUS, JobStatus
 from protocols.queue.rows import Lease, job_of, protocol_of
@@ -31,7 +32,7 @@ from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
 from worker.render import check, render
 
-Order = Literal["cancel", "expire", "lost", "hand back", "abort"]
+Order = Literal["cancel", "expire", "stale", "lost", "hand back", "abort"]
 """Why an attempt shall end before its generation does."""
 
 log = logging.getLogger("rolloutq.pipeline")
@@ -189,10 +190,12 @@ def _answer(
         context_tokens=engine.context_tokens,
         token_bytes=engine.tokenizer.token_bytes,
     )
+    versions = [version for state in states for version, _ in state.policy_versions]
     return Completed(
         body=dialect.respond(answer),
         state=codec.pack_states(states),
-        policy_version=max(version for state in states for version, _ in state.policy_versions),
+        policy_version=max(versions),
+        oldest_version=min(versions),
     )
 
 
@@ -209,6 +212,12 @@ def _obeyed(attempt: Attempt) -> Outcome:
                 f"job {job_id} was ended by a pause in mode abort; submit it under another id"
             )
             return _ended(attempt, JobStatus.ABORTED, error)
+        case "stale":
+            error = StalenessExceeded(
+                f"job {job_id} fell behind the wanted policy version by more than its max_staleness "
+                "while it was generated"
+            )
+            return _ended(attempt, JobStatus.EXPIRED, error)
         case "hand back":
             return HandedBack(tuple(attempt.checkpoint.segments()))
         case "lost" | None:

@@ -243,10 +243,15 @@ class Broker:
         return [answer.decode() for answer in await self.step("renew", lease_ms, *args)]
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
-        """For each whether its reply was accepted; False: the lease was lost, nothing was written."""
+        """For each whether its reply was accepted; False: the lease was lost, nothing was written.
+
+        A completed job whose deadline has passed, or which is too stale by now, gets an `expired` reply
+        with its state instead.
+        """
         args: list[Argument] = []
         for end in endings:
-            version = "" if end.policy_version is None else end.policy_version
+            newest = "" if end.policy_version is None else end.policy_version
+            oldest = "" if end.oldest_version is None else end.oldest_version
             args += (
                 end.job_id,
                 end.fence,
@@ -255,7 +260,8 @@ class Broker:
                 end.error,
                 end.body,
                 end.state,
-                version,
+                newest,
+                oldest,
             )
         return [answer == 1 for answer in await self.step("finish", *args)]
 
@@ -362,14 +368,15 @@ class Broker:
         return int(await self.link.call("ZCOUNT", self.keys.workers, now_ms - seen_ms, "+inf"))
 
     async def depth(self) -> dict[str, int]:
-        """Entries by lane (running ones included), leases, delayed jobs and dead letters."""
+        """Entries by lane (running ones included), leases, delayed and parked jobs, dead letters."""
         commands = [["XLEN", self.keys.jobs(lane)] for lane in LANES]
         commands += [
             ["ZCARD", self.keys.leases],
             ["ZCARD", self.keys.delayed],
+            ["ZCARD", self.keys.parked],
             ["XLEN", self.keys.dead],
         ]
-        names = (*LANES, "leases", "delayed", "dead")
+        names = (*LANES, "leases", "delayed", "parked", "dead")
         return dict(zip(names, await self.link.calls(commands), strict=True))
 
     async def desired(self) -> dict[str, str]:

@@ -6,7 +6,7 @@
 --
 -- A job's reply hash while it lives:
 --   status sha protocol lane entry queued_ms        where its one stream entry is
---   inbox run reply_ttl_ms deadline_ms              from its fields
+--   inbox run reply_ttl_ms deadline_ms max_staleness  from its fields
 --   attempts fence worker started_ms                the lease that holds it, or held it last
 --   crashes fails handbacks cancel alone            how earlier attempts ended; wish to cancel; shall run alone
 --   kept:<sample> checkpoints                       tokens of each sample in the progress stream; how often it grew
@@ -15,6 +15,7 @@
 local VERSION = 3
 local GROUP, BELL = 'workers', 'bell'
 local LANES = { 'resume', 'high', 'normal', 'low' }
+local ROOMS = { 'delayed', 'parked', 'alone' } -- where a queued job waits whose entry was read
 local LANE = { resume = true, high = true, normal = true, low = true }
 local TURNS = { 'high', 'normal', 'high', 'high', 'normal', 'high', 'low', 'high', 'normal', 'high', 'high', 'normal', 'high' }
 local REPLY_TTL_MS = 6 * 3600 * 1000
@@ -23,7 +24,6 @@ local INBOX_TTL_MS, INBOX_MOST = 3600 * 1000, 100000
 local DEAD_MOST = 10000
 local TOMBSTONE_AFTER_MS = 600 * 1000
 local WORKER_FORGOTTEN_MS = 600 * 1000
-local PARKED_MS = 1000
 local PROGRESS_TTL_MS = 600 * 1000
 local CLAIM_MS = 30 * 1000
 local RATE_WINDOW_MS = 5000
@@ -38,13 +38,14 @@ local ERRORS = { -- code -> HTTP status, type in OpenAI's body, type in Anthropi
   job_conflict = { 409, 'invalid_request_error', 'invalid_request_error' },
   cancelled = { 499, 'server_error', 'api_error' },
   deadline_exceeded = { 504, 'server_error', 'timeout_error' },
+  staleness_exceeded = { 410, 'server_error', 'api_error' },
   worker_lost = { 500, 'server_error', 'api_error' },
   engine_failed = { 500, 'server_error', 'api_error' },
 }
 
-local EXPIRED = {
-  deadline = 'the deadline of job %s passed before it began',
-  staleness = 'job %s fell behind the wanted policy version by more than its max_staleness',
+local LATE = { -- code -> what the holder of the job is told, what the reply says
+  deadline_exceeded = { 'expire', 'the deadline of job %s passed %s' },
+  staleness_exceeded = { 'stale', 'job %s fell behind the wanted policy version by more than its max_staleness %s' },
 }
 
 local function now_ms()
@@ -98,7 +99,7 @@ local function settle(P, gone)
 end
 
 local HELD = { 'status', 'fence', 'lane', 'entry', 'inbox', 'run', 'reply_ttl_ms', 'deadline_ms', 'protocol', 'attempts', 'worker', 'sha',
-  'checkpoints', 'started_ms', 'events', 'oldest_version', 'cancel', 'alone' }
+  'checkpoints', 'started_ms', 'events', 'oldest_version', 'max_staleness', 'cancel', 'alone' }
 
 local function held_of(P, id)
   local values, held = redis.call('HMGET', P .. ':reply:' .. id, unpack(HELD)), {}
@@ -138,9 +139,12 @@ local function kept_tokens(P, id, held)
   return total
 end
 
+local function error_reply(id, held, status, code, message)
+  return { 'status', status, 'code', ERRORS[code][1], 'error', code, 'body', error_body(held.protocol, code, message, id) }
+end
+
 local function conclude_error(P, gone, id, held, now, status, code, message)
-  conclude(P, gone, id, held, now, {
-    'status', status, 'code', ERRORS[code][1], 'error', code, 'body', error_body(held.protocol, code, message, id) })
+  conclude(P, gone, id, held, now, error_reply(id, held, status, code, message))
 end
 
 local function bury(P, id, held, reason, detail)
@@ -161,8 +165,9 @@ local function bear(P, id, lane, entry, fields, sha, now)
   for _, name in ipairs({ 'inbox', 'run' }) do
     if fields[name] then hash[#hash + 1] = name; hash[#hash + 1] = fields[name] end
   end
-  local ttl, timeout = whole(fields.reply_ttl_ms, 1), whole(fields.timeout_ms, 1)
+  local ttl, timeout, staleness = whole(fields.reply_ttl_ms, 1), whole(fields.timeout_ms, 1), whole(fields.max_staleness, 0)
   if ttl then hash[#hash + 1] = 'reply_ttl_ms'; hash[#hash + 1] = ttl end
+  if staleness then hash[#hash + 1] = 'max_staleness'; hash[#hash + 1] = staleness end
   if timeout then
     local deadline = now + timeout
     hash[#hash + 1] = 'deadline_ms'; hash[#hash + 1] = deadline
@@ -208,6 +213,33 @@ local function requeue(P, gone, id, held, now)
   redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued', 'lane', 'resume', 'entry', entry)
   gather(gone.entries, held.lane, held.entry)
   gone.leases[#gone.leases + 1] = id
+end
+
+local function leave_waiting(P, id)
+  for _, room in ipairs(ROOMS) do redis.call('ZREM', P .. ':' .. room, id) end
+end
+
+local function waits(P, id)
+  for _, room in ipairs(ROOMS) do
+    if redis.call('ZSCORE', P .. ':' .. room, id) then return true end
+  end
+  return false
+end
+
+local function due(key, upto, most)
+  return redis.call('ZRANGEBYSCORE', key, '-inf', upto, 'LIMIT', 0, most)
+end
+
+-- Let jobs of a room go on, up to a score. -> how many
+local function promote(P, room, upto, now, most)
+  local gone, ids = ends(), due(P .. ':' .. room, upto, most)
+  for _, id in ipairs(ids) do
+    local held = held_of(P, id)
+    redis.call('ZREM', P .. ':' .. room, id)
+    if held.status == 'queued' then requeue(P, gone, id, held, now) end
+  end
+  settle(P, gone)
+  return #ids
 end
 
 local function well_formed(id)
@@ -351,13 +383,24 @@ local function row_of(P, id, held, fence, now, flat)
   return { held.entry, id, fence, held.lane, left_ms(held, now), flat, kept }
 end
 
--- The reason why a job shall not begin any more, if there is one.
-local function late(P, held, fields, now)
-  if held.deadline_ms and tonumber(held.deadline_ms) <= now then return 'deadline' end
-  local most = tonumber(fields.max_staleness)
-  if not most then return end
+-- Why a job shall not go on, if there is a reason: the code of its error.
+local function late(P, held, now)
+  if held.deadline_ms and tonumber(held.deadline_ms) <= now then return 'deadline_exceeded' end
+  if not (held.max_staleness and held.oldest_version) then return end
   local wanted = tonumber(redis.call('HGET', P .. ':desired', 'weights')) or 0
-  if held.oldest_version and wanted - tonumber(held.oldest_version) > most then return 'staleness' end
+  if wanted - tonumber(held.oldest_version) > tonumber(held.max_staleness) then return 'staleness_exceeded' end
+end
+
+local function late_reply(id, held, code, when)
+  return error_reply(id, held, 'expired', code, string.format(LATE[code][2], id, when))
+end
+
+-- A job waits for weights that no taker has yet: no step looks at it before one has them.
+local function park(P, id, held, min_version, now)
+  local what = 'parked for policy version ' .. min_version
+  redis.call('ZADD', P .. ':parked', min_version, id)
+  if string.find(held.events or '', what .. ';', 1, true) then return end
+  redis.call('HSET', P .. ':reply:' .. id, 'events', (held.events or '') .. now .. ' ' .. what .. ';')
 end
 
 -- A job whose worker died twice runs alone, so that it takes no neighbours along if it is to blame. One worker at a
@@ -402,6 +445,7 @@ local function take(keys, args)
   if before then return { gate, before, redis.call('HGET', P .. ':worker:' .. worker, 'take_hold') == '1' and 1 or 0 } end
 
   local now, gone, jobs, leases, ids = now_ms(), ends(), {}, {}, {}
+  promote(P, 'parked', version, now, slots)
   local alone, hold = lone(P, worker, tonumber(args[6]), now)
   local batch, drained = {}, false
   if alone then
@@ -415,11 +459,12 @@ local function take(keys, args)
     local lane, entry, flat = read[1], read[2][1], read[2][2]
     local fields = map_of(flat)
     local id, held = admit(P, gone, lane, read[2], fields, now)
+    local code, min_version = id and late(P, held, now), whole(fields.min_version, 0) or 0
     if not id then -- answered, or a second copy
-    elseif late(P, held, fields, now) then
-      conclude_error(P, gone, id, held, now, 'expired', 'deadline_exceeded', string.format(EXPIRED[late(P, held, fields, now)], id))
-    elseif (whole(fields.min_version, 0) or 0) > version then
-      redis.call('ZADD', P .. ':delayed', now + PARKED_MS, id)
+    elseif code then
+      conclude(P, gone, id, held, now, late_reply(id, held, code, 'before it began'))
+    elseif min_version > version then
+      park(P, id, held, min_version, now)
     else
       local attempts = (tonumber(held.attempts) or 0) + 1
       local fence = attempts .. ':' .. nonce
@@ -468,32 +513,39 @@ local function keep(P, id, args, from, count)
 end
 
 -- args: lease_ms, (id, fence, number of segments, (index, start, tokens, version, ids, logprobs, top ids, top logprobs, finish)...)...
--- -> for each `held`, `lost`, `cancel`, `expire`, or `gap`: held, but send the segments from their beginning
+-- -> for each `held`, `lost`, `cancel`, `expire`, `stale`, or `gap`: held, but send the segments from their beginning
 local function renew(keys, args)
   local P, now, out, i = keys[1], now_ms(), {}, 2
   while i <= #args do
     local id, count = args[i], tonumber(args[i + 2])
-    local held = redis.call('HMGET', P .. ':reply:' .. id, 'status', 'fence', 'cancel', 'deadline_ms')
+    local held = redis.call('HMGET', P .. ':reply:' .. id, 'status', 'fence', 'cancel', 'deadline_ms', 'max_staleness')
     if held[1] ~= 'running' or held[2] ~= args[i + 1] then
       out[#out + 1] = 'lost'
     else
       redis.call('ZADD', P .. ':leases', now + tonumber(args[1]), id)
       local whole = keep(P, id, args, i + 3, count)
-      out[#out + 1] = held[3] and 'cancel' or (held[4] and tonumber(held[4]) <= now and 'expire') or (whole and 'held' or 'gap')
+      local oldest = held[5] and redis.call('HGET', P .. ':reply:' .. id, 'oldest_version')
+      local code = late(P, { deadline_ms = held[4], max_staleness = held[5], oldest_version = oldest }, now)
+      out[#out + 1] = held[3] and 'cancel' or (code and LATE[code][1]) or (whole and 'held' or 'gap')
     end
     i = i + 3 + count * SEGMENT
   end
   return out
 end
 
--- args: (id, fence, status, code, error, body, state, policy version)... -> 1 accepted, also if repeated; 0 the lease was lost
+-- args: (id, fence, status, code, error, body, state, newest, oldest policy version of its tokens)...
+-- -> 1 accepted, also if repeated; 0 the lease was lost
+-- An answer that is too late is none: its reply is `expired` and keeps the state.
 local function finish(keys, args)
   local P, now, out, gone = keys[1], now_ms(), {}, ends()
-  for i = 1, #args, 8 do
+  for i = 1, #args, 9 do
     local id, held = args[i], held_of(P, args[i])
     local mine = held.fence == args[i + 1]
     if mine and held.status == 'running' then
-      local result = { 'status', args[i + 2], 'code', args[i + 3], 'body', args[i + 5] }
+      if args[i + 8] ~= '' then held.oldest_version = args[i + 8] end
+      local code = args[i + 2] == 'completed' and late(P, held, now)
+      local result = code and late_reply(id, held, code, 'while it was generated')
+        or { 'status', args[i + 2], 'code', args[i + 3], 'body', args[i + 5] }
       if args[i + 4] ~= '' then result[#result + 1] = 'error'; result[#result + 1] = args[i + 4] end
       if args[i + 6] ~= '' then result[#result + 1] = 'state'; result[#result + 1] = args[i + 6] end
       if args[i + 7] ~= '' then result[#result + 1] = 'policy_version'; result[#result + 1] = args[i + 7] end
@@ -559,11 +611,6 @@ local function release(keys, args)
   return out
 end
 
-local function leave_waiting(P, id)
-  redis.call('ZREM', P .. ':delayed', id)
-  redis.call('ZREM', P .. ':alone', id)
-end
-
 -- args: id... -> `cancelled` (it never begins), `stopping` (its worker is told), the terminal status it has, or `unknown`
 local function cancel(keys, args)
   local P, now, out, gone, called = keys[1], now_ms(), {}, ends(), {}
@@ -594,10 +641,6 @@ local function collect(keys, args)
   return #args / 2
 end
 
-local function due(key, now, most)
-  return redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, most)
-end
-
 local function reclaim_expired(P, gone, now, most, limit)
   local reclaimed, dead = 0, 0
   for _, id in ipairs(due(P .. ':leases', now, most)) do
@@ -622,16 +665,6 @@ local function reclaim_expired(P, gone, now, most, limit)
     end
   end
   return reclaimed, dead
-end
-
-local function promote_due(P, gone, now, most)
-  local ids = due(P .. ':delayed', now, most)
-  for _, id in ipairs(ids) do
-    local held = held_of(P, id)
-    redis.call('ZREM', P .. ':delayed', id)
-    if held.status == 'queued' then requeue(P, gone, id, held, now) end
-  end
-  return #ids
 end
 
 local function expire_late(P, gone, now, most)
@@ -671,7 +704,7 @@ local function find_orphans(P, gone, now, most, idle_ms)
         local admitted, fresh = admit(P, gone, lane, copy, fields, now)
         if admitted then requeue(P, gone, admitted, fresh, now) end
         found = found + 1
-      elseif held.status == 'queued' and not (redis.call('ZSCORE', P .. ':delayed', id) or redis.call('ZSCORE', P .. ':alone', id)) then
+      elseif held.status == 'queued' and not waits(P, id) then
         requeue(P, gone, id, held, now)
         found = found + 1
       elseif held.status == 'running' and not redis.call('ZSCORE', P .. ':leases', id) then
@@ -725,9 +758,7 @@ local function sweep(keys, args)
   if args[3] == '1' then reclaimed, dead = reclaim_expired(P, gone, now, most, tonumber(args[2])) end
   settle(P, gone)
   gone = ends()
-  local promoted = promote_due(P, gone, now, most)
-  settle(P, gone)
-  gone = ends()
+  local promoted = promote(P, 'delayed', now, now, most)
   local expired = expire_late(P, gone, now, most)
   settle(P, gone)
   if args[4] ~= '0' then

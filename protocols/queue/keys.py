@@ -10,7 +10,8 @@ All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluste
 | `P:jobs:resume`     | stream           | release, sweep            | likewise; read before all lanes                |
 | `P:reply:<job id>`  | hash             | every step                | 6 h after the end, see tombstones in sweep     |
 | `P:leases`          | sorted set       | take, renew, finish, …    | id by lease expiry, ms                         |
-| `P:delayed`         | sorted set       | fail, take                | id by the time it may run again, ms            |
+| `P:delayed`         | sorted set       | fail                      | id by the time it may run again, ms            |
+| `P:parked`          | sorted set       | take                      | id by the policy version that it waits for     |
 | `P:deadlines`       | sorted set       | enqueue, take             | id by deadline, ms                             |
 | `P:alone`           | sorted set       | sweep                     | quarantined id by the time of its second crash |
 | `P:progress:<id>`   | stream           | renew, release, fail      | 10 min after the end: checkpoints, then `end`  |
@@ -55,6 +56,7 @@ class Keys:
         self.prefix = f"rollout:{{{pool}}}"
         self.leases = f"{self.prefix}:leases"
         self.delayed = f"{self.prefix}:delayed"
+        self.parked = f"{self.prefix}:parked"
         self.alone = f"{self.prefix}:alone"
         self.deadlines = f"{self.prefix}:deadlines"
         self.collected = f"{self.prefix}:collected"

@@ -25,7 +25,7 @@ REPLY_FIELDS = (
     "finished_ms",
 )
 
-Renewal = Literal["held", "lost", "cancel", "expire", "gap"]
+Renewal = Literal["held", "lost", "cancel", "expire", "stale", "gap"]
 """`gap`: held, but the server wants the checkpoint from its beginning."""
 Retrial = Literal["retry", "dead", "lost"]
 
@@ -61,6 +61,9 @@ class Ending(msgspec.Struct, frozen=True):
     state: bytes = b""
     error: str = ""
     policy_version: int | None = None
+    """The newest that produced one of its tokens."""
+    oldest_version: int | None = None
+    """The oldest: too far behind the wanted one, the server makes an `expired` reply of an answer."""
 
 
 class Hold(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import pytest
 
 from producer_sdk.cli import FAILED, GOOD, UNREACHABLE, USAGE, run
+from protocols.queue.keys import Keys
 from tests.job_body import Body, chat, claude, scripted
 from tests.pool_look import Look, wait_until
 from tests.queue_fixtures import Serve
@@ -220,6 +221,23 @@ def test_status_counts_what_waits(rolloutq: Rolloutq) -> None:
         rolloutq("submit", "--prompt", "x", "--no-wait", "--lane", lane)
     told = rolloutq("status", "--json").json
     assert (told["waiting_jobs"], told["depth"]["high"], told["depth"]["low"]) == (3, 1, 2)
+
+
+def test_a_parked_job_is_shown_with_what_it_waits_for(
+    served: Rolloutq, pool: str, standing: str, look: Look
+) -> None:
+    lane = Keys(standing).jobs("normal")
+    look("XADD", lane, "*", "id", pool, "body", json.dumps(chat("x")), "min_version", 5)
+    wait_until(lambda: "parked for policy version 5" in served("job", pool).out, "it is parked")
+    told = served("job", pool, "--json").json
+    assert [event["what"] for event in told["timeline"]] == [
+        "enqueued",
+        "parked for policy version 5",
+    ]
+    assert (told["status"], told["attempts"]) == ("queued", 0)
+    assert served("status", "--json").json["depth"]["parked"] == 1
+    assert "parked" in served("status").out
+    assert served("cancel", pool).out == f"job {pool} is cancelled\n"
 
 
 @pytest.mark.parametrize(

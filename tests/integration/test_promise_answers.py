@@ -14,6 +14,7 @@ from producer_sdk import (
     JobStatus,
     ResultTimeout,
     SampleParams,
+    StalenessExceeded,
     Status,
 )
 from protocols.codec import encode_json
@@ -126,6 +127,23 @@ def test_promise_2_a_deadline_or_a_cancel_ends_it_and_the_reply_says_so(
         (JobStatus.EXPIRED, 504, "deadline_exceeded"),
         (JobStatus.CANCELLED, 499, "cancelled"),
     ]
+    nothing_left()
+
+
+def test_a_job_that_falls_behind_the_wanted_weights_ends_expired_with_its_tokens(
+    client: Client, serve: Serve, look: Look, nothing_left: Callable[[], None]
+) -> None:
+    serve(lease_s=1.2)
+    future = client.submit(scripted("x" * 5000, ms_per_token=10), max_staleness=1)
+    patient = client.submit(scripted("x" * 100, ms_per_token=10))
+    wait_until(lambda: "oldest_version" in look.reply(future.job_id), "a checkpoint")
+    look("HSET", look.keys.desired, "weights", 2)
+    reply = future.result(LIMIT_S)
+    assert (reply.status, reply.code, reply.error) == (JobStatus.EXPIRED, 410, "staleness_exceeded")
+    assert 0 < len(reply.states[0].response_ids) < 5000
+    with pytest.raises(StalenessExceeded, match="max_staleness while it was generated"):
+        reply.raise_for_status()
+    assert patient.result(LIMIT_S).status is JobStatus.COMPLETED
     nothing_left()
 
 

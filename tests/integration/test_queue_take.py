@@ -10,7 +10,7 @@ from protocols.job import JobStatus
 from protocols.queue.broker import Broker
 from protocols.queue.rows import Hold, Lease
 from tests.job_body import ending, job
-from tests.pool_look import Look, sweep, wait_until
+from tests.pool_look import Look, wait_until
 from tests.queue_fixtures import Take
 from tests.servers import both_servers
 
@@ -145,30 +145,6 @@ async def test_a_job_whose_deadline_has_passed_is_answered_and_not_begun(
     nothing_left()
 
 
-async def test_a_job_for_newer_weights_is_parked_and_taken_later(
-    broker: Broker, look: Look, take: Take, nothing_left: Callable[[], None]
-) -> None:
-    await broker.enqueue([job("new", min_version=2), job("any")])
-    assert ids(await take(5, version=1)) == ["any"]
-    assert look.reply("new")["status"] == "queued"
-    assert await take(5, version=2) == []  # parked, not spun: nobody reads it before its time
-    await broker.finish([ending(lease) for lease in await retaken(broker, ["any"])])
-    due_ms = float(look("ZSCORE", broker.keys.delayed, "new"))
-    assert 0 < due_ms - look.now_ms() <= 1000
-    wait_until(lambda: look.now_ms() > due_ms, "the pause is over")
-    assert await sweep(broker) == {"promoted": 1}
-    (lease,) = await take(5, version=2)
-    assert (lease.job_id, lease.attempt) == ("new", 1)
-    await broker.finish([ending(lease)])
-    nothing_left()
-
-
-async def retaken(broker: Broker, names: list[str]) -> list[Lease]:
-    """The leases that `names` have now, by their reply hashes."""
-    fences = [(await broker.history(name))["fence"] for name in names]
-    return [Lease(name, fence, "", None, {}) for name, fence in zip(names, fences, strict=True)]
-
-
 async def test_a_raw_entry_is_born_at_take_under_its_own_id(
     broker: Broker, look: Look, take: Take, nothing_left: Callable[[], None]
 ) -> None:
@@ -238,7 +214,7 @@ async def test_a_second_raw_copy_of_a_body_is_dropped(
     nothing_left()
 
 
-@pytest.mark.parametrize("field", ["reply_ttl_ms", "timeout_ms", "min_version"])
+@pytest.mark.parametrize("field", ["reply_ttl_ms", "timeout_ms", "min_version", "max_staleness"])
 @pytest.mark.parametrize("value", ["", "-1", "1e300", "inf", "nan", "12345678901234567890", "x"])
 async def test_an_odd_number_in_a_raw_entry_breaks_no_step(
     broker: Broker,

@@ -59,6 +59,9 @@ def test_a_setting_of_the_wrong_type_names_itself(monkeypatch: pytest.MonkeyPatc
         Client("redis://localhost:6379/0")
     with pytest.raises(ConfigError, match="no_worker_s"):
         Client("redis://localhost:6379/0", no_worker_s="soon")  # pyright: ignore[reportArgumentType]
+    monkeypatch.delenv("ROLLOUTQ_NO_WORKER_S")
+    with pytest.raises(ConfigError, match=r"on_full: .*ROLLOUTQ_ON_FULL"):
+        Client("redis://localhost:6379/0", on_full="drop")  # pyright: ignore[reportArgumentType]
 
 
 def test_settings_come_from_arguments_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +119,50 @@ def test_closing_ends_the_wait_for_a_full_pool(url: str, pool: str, look: Look) 
     errors = [future.exception(LIMIT_S) for future in futures]
     assert all(isinstance(error, RolloutError) for error in errors)
     assert not any(isinstance(error, QueueFull) and not error.retry_after_s for error in errors)
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_full_pool_is_told_at_once_where_it_was_asked_for(
+    url: str, pool: str, look: Look, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROLLOUTQ_ON_FULL", "raise")
+    look("HSET", look.keys.prefix, "backlog", 1)
+    with Client(url, pool=pool) as client:
+        first = client.submit(chat("first"))
+        wait_until(lambda: look.length("normal") == 1, "the pool is full")
+        with pytest.raises(QueueFull, match="backlog") as refused:
+            client.submit(chat("second")).result(LIMIT_S)
+        assert refused.value.retry_after_s
+        again = client.submit(
+            chat("first"), job_id=first.job_id
+        )  # it is known, so it needs no room
+        serve()
+        assert first.result(LIMIT_S).states[0].text == "first"
+        assert again.result(LIMIT_S).body == first.result().body
+        assert client.submit(chat("third")).result(LIMIT_S).states[0].text == "third"
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_lost_job_is_sent_again_patiently_even_where_a_full_pool_shall_raise(
+    url: str, pool: str, look: Look, serve: Serve, client: Client
+) -> None:
+    look("HSET", look.keys.prefix, "backlog", 1)
+    with Client(url, pool=pool, on_full="raise") as hasty:
+        lost = hasty.submit(chat("lost"), job_id="lost")
+        wait_until(lambda: look.reply("lost"), "it is accepted")
+        look("DEL", look.keys.reply("lost"))
+        look("XTRIM", look.keys.jobs("normal"), "MAXLEN", 0)
+        other = client.submit(chat("other"))
+        wait_until(lambda: look.length("normal") == 1, "the pool is full")
+        calls = int(look("HGET", look.keys.prefix, "enqueues"))
+        wait_until(
+            lambda: int(look("HGET", look.keys.prefix, "enqueues")) > calls + 1,
+            "it was sent again, refused, and sent again",
+        )
+        assert not lost.done()
+        serve()
+        texts = [future.result(LIMIT_S).states[0].text for future in (lost, other)]
+        assert texts == ["lost", "other"]
 
 
 @both_servers

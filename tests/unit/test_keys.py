@@ -12,6 +12,7 @@ KEYS = Keys("p-1")
 NAMES = {
     KEYS.leases,
     KEYS.delayed,
+    KEYS.parked,
     KEYS.alone,
     KEYS.deadlines,
     KEYS.collected,
@@ -31,7 +32,7 @@ NAMES = {
 
 def test_every_key_of_a_pool_is_in_one_slot() -> None:
     assert all(name.startswith("rollout:{p-1}:") for name in NAMES)
-    assert len(NAMES) == 16
+    assert len(NAMES) == 17
 
 
 def test_the_keys_of_the_docs_keep_their_names() -> None:

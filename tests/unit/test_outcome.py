@@ -48,7 +48,7 @@ async def test_an_answer_is_completed_with_body_and_state() -> None:
         lease(chat("hello", n=2), group="g"), engine=ScriptedEngine(policy_version=6)
     )
     assert isinstance(outcome, Completed)
-    assert outcome.policy_version == 6
+    assert (outcome.policy_version, outcome.oldest_version) == (6, 6)
     body = decode_json(outcome.body)
     assert (body["id"], body["rollout"]["attempts"]) == ("chatcmpl-j", 3)
     states = unpack_states(outcome.state)
@@ -136,6 +136,7 @@ async def test_a_sample_without_an_end_is_no_answer() -> None:
     [
         ("cancel", JobStatus.CANCELLED, "cancelled"),
         ("expire", JobStatus.EXPIRED, "deadline_exceeded"),
+        ("stale", JobStatus.EXPIRED, "staleness_exceeded"),
     ],
 )
 async def test_an_order_ends_a_generation(order: Order, status: JobStatus, code: str) -> None:
@@ -204,9 +205,9 @@ async def settled(outcome: Outcome, *, kept: bool = True, backoff_s: float = 1.0
 
 
 async def test_a_completed_outcome_is_a_finish() -> None:
-    steps = await settled(Completed(body=b"B", state=b"S", policy_version=2))
+    steps = await settled(Completed(b"B", b"S", policy_version=2, oldest_version=1))
     assert steps.called == [
-        ("finish", Ending("j", "3:n", JobStatus.COMPLETED, 200, b"B", b"S", "", 2))
+        ("finish", Ending("j", "3:n", JobStatus.COMPLETED, 200, b"B", b"S", "", 2, 1))
     ]
 
 
@@ -248,7 +249,7 @@ async def test_a_hand_back_is_a_release_and_lost_is_nothing() -> None:
 @pytest.mark.parametrize(
     "outcome",
     [
-        Completed(b"", b"", 0),
+        Completed(b"", b"", 0, 0),
         Ended(JobStatus.FAILED, Cancelled("x"), b""),
         Retried(EngineFailed("x")),
         HandedBack(),
@@ -270,5 +271,6 @@ async def test_outcomes_of_many_jobs_travel_together() -> None:
             return await super().finish(endings)
 
     settler = Settler(cast("Broker", Counting()), fail_limit=4, backoff_s=0)
-    await asyncio.gather(*(settler.settle(lease(None), Completed(b"", b"", 0)) for _ in range(50)))
+    done = Completed(b"", b"", 0, 0)
+    await asyncio.gather(*(settler.settle(lease(None), done) for _ in range(50)))
     assert calls == [50]

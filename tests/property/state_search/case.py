@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from tests.property.state_search.move import Move
+from tests.property.state_search.move import Move, kind_of
 from tests.property.state_search.sight import Sight
 from tests.property.state_search.world import Scope, World
 
@@ -32,6 +32,13 @@ class Case(NamedTuple):
             getattr(before, name) == getattr(after, name)
             for name in ("replies", "entries", "sets", "progress", "inbox", "dead", "desired")
         )
+
+    def late(self, job: str, oldest: int) -> str:
+        """Why a job whose oldest token is of that version shall not go on: its error, or nothing."""
+        if int(self.before.replies.get(job, {}).get("deadline_ms", self.now_ms + 1)) <= self.now_ms:
+            return "deadline_exceeded"
+        most, wanted = kind_of(self.scope, job).max_staleness, int(self.before.desired["weights"])
+        return "" if most is None or wanted - oldest <= most else "staleness_exceeded"
 
     @classmethod
     def of(cls, scope: Scope, world: World, move: Move, answer: Any, after: Sight) -> "Case":  # noqa: ANN401

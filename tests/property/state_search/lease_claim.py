@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tests.property.state_search.case import Case
-from tests.property.state_search.move import DELAY_MS, LEASE_MS
+from tests.property.state_search.move import DELAY_MS, LEASE_MS, STATUS
 from tests.property.state_search.world import Attempt
 
 
@@ -46,8 +46,8 @@ def _holder_renews(case: Case, attempt: Attempt, told: str) -> Iterator[str]:
     kept = [int(before.get(f"kept:{index}", 0)) for index in range(len(attempt.drawn))]
     sent = list(zip(attempt.written, attempt.drawn, kept, strict=True))
     gap = any(drawn > written > have for written, drawn, have in sent)
-    late = "deadline_ms" in before and int(before["deadline_ms"]) <= case.now_ms
-    wanted = "cancel" if "cancel" in before else "expire" if late else "gap" if gap else "held"
+    order = _ORDER[case.late(job, case.after.oldest(job))]
+    wanted = "cancel" if "cancel" in before else order or ("gap" if gap else "held")
     if told != wanted:
         yield f"the holder of {job} renews and is told {told}, not {wanted}"
     if case.after.sets["leases"].get(job) != case.now_ms + LEASE_MS:
@@ -66,9 +66,12 @@ def _wrong_kept(case: Case, attempt: Attempt, told: str) -> Iterator[str]:
 
 def _holder_finishes(case: Case, attempt: Attempt, told: str) -> Iterator[str]:
     reply = case.after.replies[attempt.job]
-    wanted = {"": "completed", "cancel": "cancelled", "expire": "expired"}[attempt.order]
-    if told != "1" or (reply["status"], reply.get("body")) != (wanted, attempt.fence):
+    late = "" if attempt.order else case.late(attempt.job, attempt.oldest)
+    wanted = ("expired", late) if late else (STATUS[attempt.order], "")
+    if told != "1" or (reply["status"], reply.get("error", "")) != wanted:
         yield f"the holder of {attempt.job} finishes it and is told {told}; it is {reply['status']}"
+    if (reply.get("body") == attempt.fence) == bool(late) or reply.get("state") != attempt.fence:
+        yield f"the holder of {attempt.job} finishes it, {wanted}; body or state is another"
 
 
 def _holder_fails(case: Case, attempt: Attempt, told: str) -> Iterator[str]:
@@ -93,6 +96,7 @@ def _holder_releases(case: Case, attempt: Attempt, told: str) -> Iterator[str]:
         yield from _wrong_kept(case, attempt, told)
 
 
+_ORDER = {"": "", "deadline_exceeded": "expire", "staleness_exceeded": "stale"}
 _HOLDER = {
     "renew": _holder_renews,
     "finish": _holder_finishes,

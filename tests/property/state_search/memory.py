@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.property.state_search.machine import Outcome
 from tests.property.state_search.move import FREE, Move, kind_of, next_event_ms
-from tests.property.state_search.sight import Sight
+from tests.property.state_search.sight import NO_VERSION, Sight
 from tests.property.state_search.world import (
     CLIENT,
     NO_GHOST,
@@ -92,10 +92,12 @@ def _with_worker(world: World, who: int, worker: Worker) -> World:
 def _mark(world: World, move: Move, step: str) -> World:
     """Remember what was drawn; and, where a job's end was sent, that its answer is out."""
     worker = world.workers[move.who]
-    drawn = {target.nonce: target.drawn for target in move.targets}
+    targets = {target.nonce: target for target in move.targets}
     ending = step if step in ("finish", "fail", "release") else ""
     attempts = tuple(
-        a._replace(drawn=drawn[a.nonce], ending=ending or a.ending) if a.nonce in drawn else a
+        a._replace(drawn=grown.drawn, oldest=grown.oldest, ending=ending or a.ending)
+        if (grown := targets.get(a.nonce))
+        else a
         for a in worker.attempts
     )
     return _with_worker(world, move.who, worker._replace(attempts=attempts))
@@ -127,11 +129,12 @@ def _taken(scope: Scope, world: World, move: Move, answer: Any) -> World:  # noq
     nonce = str(move.operations[0][2])
     for _, raw_job, raw_fence, _, _, _, kept in rows:
         job, fence = raw_job.decode(), raw_fence.decode()
-        counts = [0 for _ in kind_of(scope, job).tokens]
+        counts, oldest = [0 for _ in kind_of(scope, job).tokens], NO_VERSION
         for _, flat in kept:
             segment = dict(zip(flat[::2], flat[1::2], strict=True))
             counts[int(segment[b"i"])] += len(segment[b"t"]) // 4
-        begun.append(Attempt(job, fence, nonce, tuple(counts), tuple(counts)))
+            oldest = min(oldest, int(segment[b"v"]))
+        begun.append(Attempt(job, fence, nonce, tuple(counts), tuple(counts), oldest))
     attempts = worker.attempts + tuple(begun)
     alone = (begun[0].job if begun else "-") if hold == 1 and attempts else ""
     return _with_worker(world, move.who, Worker(attempts, alone))
@@ -151,7 +154,7 @@ def _renewed(world: World, move: Move, answers: list[bytes]) -> World:
             if target.job == alone and target.drawn != target.written:
                 alone = ""
             attempts.append(attempt._replace(written=target.drawn))
-        elif answer in (b"cancel", b"expire"):
+        elif answer in (b"cancel", b"expire", b"stale"):
             attempts.append(attempt._replace(order=attempt.order or answer.decode()))
         elif answer != b"lost":
             attempts.append(attempt)

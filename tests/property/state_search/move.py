@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from protocols.queue.keys import GROUP
 from tests.property.state_search.machine import KEYS, Operation
-from tests.property.state_search.sight import Sight
+from tests.property.state_search.sight import NO_VERSION, Sight
 from tests.property.state_search.world import (
     CLIENT,
     DELAY_MS,
@@ -22,6 +22,8 @@ FREE = 99
 BY_HAND = "by_hand"
 """A field that marks the entries which no client sent."""
 COLLECTED_MS = 600_000
+STATUS = {"": "completed", "cancel": "cancelled", "expire": "expired", "stale": "expired"}
+"""What an attempt answers, by the order that it was given."""
 ANY_AGE_MS = "-1"
 """For how long an orphan must have been idle: at any time, so that no clock but ours matters."""
 
@@ -117,7 +119,7 @@ def _of_workers(scope: Scope, world: World) -> Iterator[Move]:
             for slots in (slots for slots in scope.slots if held + slots <= 2):
                 yield from _takes(world, who, slots, held)
         for attempt in worker.attempts:
-            yield from _ends(scope, who, attempt)
+            yield from _ends(scope, who, attempt, world.versions[who])
             if out != "renew":
                 yield from _renewals(scope, world, who, attempt)
         if len({attempt.job for attempt in worker.attempts}) > 1:
@@ -140,26 +142,30 @@ def _broken_takes(world: World) -> Iterator[Move]:
         group = ("GROUP", GROUP, "broken", "COUNT", "1")
         read = ("XREADGROUP", *group, "STREAMS", KEYS.jobs(lane), ">")
         yield Move(f"a take dies after it has read {lane}", "half_read", (read,))
+    version = max(world.versions)
+    parked = [job for job, at in world.sight.sets["parked"].items() if at <= version][:1]
     alone = list(world.sight.sets["alone"])[:1]
-    for job in alone:
-        out = ("ZREM", f"{KEYS.prefix}:alone", job)
-        yield Move(f"a take dies after it has let {job} out of quarantine", "half_read", (out,))
-    if unread or alone:
+    for key, job in ((KEYS.parked, parked), (KEYS.alone, alone)):
+        for one in job:
+            out = ("ZREM", key, one)
+            yield Move(f"a take dies after it has let {one} out", "half_read", (out,))
+    if unread or alone or parked:
         nonce = f"n{world.takes}"
-        take = ("half_take", "broken", nonce, "1", str(LEASE_MS), str(max(world.versions)), "0")
+        take = ("half_take", "broken", nonce, "1", str(LEASE_MS), str(version), "0")
         yield Move("a take dies before it has leased", "half_take", (take,))
 
 
-def _ends(scope: Scope, who: int, attempt: Attempt) -> Iterator[Move]:
+def _ends(scope: Scope, who: int, attempt: Attempt, version: int) -> Iterator[Move]:
     """An attempt with an unanswered end may think again and finish; it must not count."""
     kind = "doubt" if attempt.ending else ""
     if attempt.ending != "finish":
+        whole = (_grown(scope, attempt, version),)
         yield Move(
-            f"w{who} finishes {attempt.job}", kind or "finish", (_finish(attempt),), who, (attempt,)
+            f"w{who} finishes {attempt.job}", kind or "finish", (_finish(whole),), who, whole
         )
     if not attempt.ending and not attempt.order:
         for step in ("fail", "release"):
-            target, operation = _give_up(scope, step, (attempt,))
+            target, operation = _give_up(scope, step, (attempt,), version)
             yield Move(f"w{who} {step}s {attempt.job}", step, (operation,), who, target)
 
 
@@ -169,7 +175,7 @@ def _renewals(scope: Scope, world: World, who: int, attempt: Attempt) -> Iterato
     yield Move(f"w{who} renews {job}", "renew", (renewal,), who, (attempt,))
     for index, most in enumerate(kind_of(scope, job).tokens):
         if attempt.drawn[index] < most and not attempt.ending:
-            grown = _drawn(attempt, index)
+            grown = _drawn(attempt, index, version)
             renewal = ("renew", str(LEASE_MS), *_hold(grown, version))
             label = f"w{who} checkpoints token {grown.drawn[index]} of {job}"
             yield Move(label, "checkpoint", (renewal,), who, (grown,))
@@ -180,9 +186,9 @@ def _batches(
 ) -> Iterator[Move]:
     free = tuple(attempt for attempt in attempts if not attempt.ending)
     if len(free) == len(attempts):
-        finish = ("finish", *(part for attempt in free for part in _finish(attempt)[1:]))
-        yield Move(f"w{who} finishes both", "both", (finish,), who, free)
-        target, operation = _give_up(scope, "release", free)
+        whole = tuple(_grown(scope, attempt, world.versions[who]) for attempt in free)
+        yield Move(f"w{who} finishes both", "both", (_finish(whole),), who, whole)
+        target, operation = _give_up(scope, "release", free, world.versions[who])
         yield Move(f"w{who} releases both", "both", (operation,), who, target)
     if out != "renew":
         holds = [part for attempt in attempts for part in _hold(attempt, world.versions[who])]
@@ -190,27 +196,37 @@ def _batches(
         yield Move(f"w{who} renews both", "both", (renew,), who, tuple(attempts))
 
 
-def _finish(attempt: Attempt) -> Operation:
-    status = {"": "completed", "cancel": "cancelled", "expire": "expired"}[attempt.order]
-    return ("finish", attempt.job, attempt.fence, status, "200", "", attempt.fence, "", "")
+def _finish(attempts: Sequence[Attempt]) -> Operation:
+    """Of each its answer, or the error that it was ordered to end with; the fence is both body and state."""
+    words: list[str] = []
+    for attempt in attempts:
+        status, oldest = STATUS[attempt.order], attempt.oldest
+        versions = ("", "") if oldest == NO_VERSION else (str(oldest), str(oldest))
+        words += [attempt.job, attempt.fence, status, "200", "", attempt.fence, attempt.fence]
+        words += versions
+    return ("finish", *words)
 
 
 def _give_up(
-    scope: Scope, step: str, attempts: Sequence[Attempt]
+    scope: Scope, step: str, attempts: Sequence[Attempt], version: int
 ) -> tuple[tuple[Attempt, ...], Operation]:
     """`fail` or `release`, each with one more token where there is one."""
-    grown = tuple(
-        _drawn(a, 0) if a.drawn[0] < kind_of(scope, a.job).tokens[0] else a for a in attempts
-    )
+    grown = tuple(_grown(scope, attempt, version) for attempt in attempts)
     if step == "release":
-        return grown, ("release", *(part for attempt in grown for part in _hold(attempt, 0)))
+        return grown, ("release", *(part for attempt in grown for part in _hold(attempt, version)))
     (attempt,) = grown
-    return grown, ("fail", str(scope.fail_limit), *_hold(attempt, 0), str(DELAY_MS), "broke")
+    return grown, ("fail", str(scope.fail_limit), *_hold(attempt, version), str(DELAY_MS), "broke")
 
 
-def _drawn(attempt: Attempt, index: int) -> Attempt:
+def _grown(scope: Scope, attempt: Attempt, version: int) -> Attempt:
+    """With one more token of the first sample, if it may have one."""
+    most = kind_of(scope, attempt.job).tokens[0]
+    return _drawn(attempt, 0, version) if attempt.drawn[0] < most else attempt
+
+
+def _drawn(attempt: Attempt, index: int, version: int) -> Attempt:
     drawn = tuple(n + (at == index) for at, n in enumerate(attempt.drawn))
-    return attempt._replace(drawn=drawn)
+    return attempt._replace(drawn=drawn, oldest=min(attempt.oldest, version))
 
 
 def _hold(attempt: Attempt, version: int) -> Iterator[str | bytes]:

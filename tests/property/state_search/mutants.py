@@ -25,6 +25,19 @@ _STALE = (Kind("a", max_staleness=0, tokens=(1,)),)
 
 _LEAVE = "      leave_waiting(P, id)\n      conclude_error(P, gone, id, held, now, "
 
+_FINISHES = "if mine and held.status == 'running' then\n      if args[i + 8]"
+_AT_TAKE = "id and late(P, held, now)"
+_ANSWER = "args[i + 2] == 'completed'"
+_AT_FINISH = f"{_ANSWER} and late(P, held, now)"
+_NO_DEADLINE = (
+    "late(P, { max_staleness = held.max_staleness, oldest_version = held.oldest_version }, now)"
+)
+_NO_STALENESS = "late(P, { deadline_ms = held.deadline_ms }, now)"
+_KEEP = "      local whole = keep(P, id, args, i + 3, count)\n"
+_OLDEST = (
+    "      local oldest = held[5] and redis.call('HGET', P .. ':reply:' .. id, 'oldest_version')\n"
+)
+
 _LEASES = (
     Mutant(
         "finish: fence",
@@ -65,14 +78,16 @@ _LEASES = (
     ),
     Mutant(
         "finish: status running",
-        "if mine and held.status == 'running' then\n      local result",
-        "if mine then\n      local result",
+        _FINISHES,
+        _FINISHES.replace(" and held.status == 'running'", ""),
         hunt("lost"),
     ),
     Mutant(
         "finish: not a queued job",
-        "if mine and held.status == 'running' then\n      local result",
-        "if mine and (held.status == 'running' or held.status == 'queued') then\n      local result",
+        _FINISHES,
+        _FINISHES.replace(
+            "held.status == 'running'", "(held.status == 'running' or held.status == 'queued')"
+        ),
         hunt("release", "lost", "doubt"),
     ),
     Mutant(
@@ -218,12 +233,7 @@ _ORDERS = (
         "elseif false then\n      stop(",
         hunt("cancel", "fail"),
     ),
-    Mutant(
-        "take: deadline",
-        "if held.deadline_ms and tonumber(held.deadline_ms) <= now then return 'deadline' end",
-        "",
-        hunt(kinds=_TIMED),
-    ),
+    Mutant("take: deadline", _AT_TAKE, f"id and {_NO_DEADLINE}", hunt(kinds=_TIMED)),
     Mutant(
         "sweep: deadline",
         f"if held.status == 'queued' then\n{_LEAVE}'expired'",
@@ -232,27 +242,76 @@ _ORDERS = (
     ),
     Mutant(
         "renew: tells of a deadline",
-        "(held[4] and tonumber(held[4]) <= now and 'expire') or ",
-        "",
+        "deadline_exceeded = { 'expire',",
+        "deadline_exceeded = { 'held',",
         hunt("renew", kinds=_TIMED),
     ),
+    Mutant("finish: deadline", _AT_FINISH, f"{_ANSWER} and {_NO_DEADLINE}", hunt(kinds=_TIMED)),
     Mutant(
         "take: staleness",
-        "if held.oldest_version and wanted - tonumber(held.oldest_version) > most then return 'staleness' end",
-        "",
+        _AT_TAKE,
+        f"id and {_NO_STALENESS}",
         hunt("checkpoint", "release", "publish", kinds=_STALE),
     ),
     Mutant(
+        "renew: tells of staleness",
+        "staleness_exceeded = { 'stale',",
+        "staleness_exceeded = { 'held',",
+        hunt("checkpoint", "renew", "publish", kinds=_STALE),
+    ),
+    Mutant(
+        "renew: the tokens that it brings count",
+        f"{_KEEP}{_OLDEST}",
+        f"{_OLDEST}{_KEEP}",
+        hunt("checkpoint", "publish", kinds=_STALE),
+    ),
+    Mutant(
+        "finish: staleness",
+        _AT_FINISH,
+        f"{_ANSWER} and {_NO_STALENESS}",
+        hunt("publish", kinds=_STALE),
+    ),
+    Mutant(
+        "finish: tokens without a checkpoint count",
+        "      if args[i + 8] ~= '' then held.oldest_version = args[i + 8] end\n",
+        "",
+        hunt("publish", kinds=_STALE),
+    ),
+    Mutant(
+        "finish: only an answer is too late",
+        _AT_FINISH,
+        "late(P, held, now)",
+        hunt("renew", kinds=_TIMED),
+    ),
+    Mutant(
         "take: min_version",
-        "or 0) > version then",
-        "or 0) > version + 9 then",
+        "elseif min_version > version then",
+        "elseif min_version > version + 9 then",
         hunt(kinds=_OLD_WEIGHTS),
+    ),
+    Mutant(
+        "take: only what is parked for its version",
+        "promote(P, 'parked', version, now, slots)",
+        "promote(P, 'parked', '+inf', now, slots)",
+        hunt(kinds=_OLD_WEIGHTS),
+    ),
+    Mutant(
+        "take: what is parked goes on",
+        "  promote(P, 'parked', version, now, slots)\n",
+        "",
+        hunt(kinds=_OLD_WEIGHTS),
+    ),
+    Mutant(
+        "rooms: the parked wait too",
+        "local ROOMS = { 'delayed', 'parked', 'alone' }",
+        "local ROOMS = { 'delayed', 'alone' }",
+        hunt("cancel", kinds=_OLD_WEIGHTS),
     ),
     Mutant("take: gate", "if gate ~= 'open' then return { gate, {}, 0 } end", "", hunt("pause")),
     Mutant(
         "sweep: only delays that are over",
-        "local ids = due(P .. ':delayed', now, most)",
-        "local ids = redis.call('ZRANGE', P .. ':delayed', 0, -1)",
+        "promote(P, 'delayed', now, now, most)",
+        "promote(P, 'delayed', '+inf', now, most)",
         hunt("fail"),
     ),
 )
@@ -299,8 +358,8 @@ _CHECKPOINTS = (
 _HALVES = (
     Mutant(
         "orphans: read and not begun",
-        "elseif held.status == 'queued' and not (redis.call('ZSCORE', P .. ':delayed', id)",
-        "elseif false and not (redis.call('ZSCORE', P .. ':delayed', id)",
+        "elseif held.status == 'queued' and not waits(P, id) then",
+        "elseif false then",
         hunt("half_read"),
     ),
     Mutant(
@@ -311,8 +370,8 @@ _HALVES = (
     ),
     Mutant(
         "orphans: not what waits for its delay",
-        "and not (redis.call('ZSCORE', P .. ':delayed', id) or redis.call('ZSCORE', P .. ':alone', id)) then",
-        "then",
+        "held.status == 'queued' and not waits(P, id) then",
+        "held.status == 'queued' then",
         hunt("fail"),
     ),
     Mutant(

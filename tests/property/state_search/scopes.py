@@ -49,12 +49,20 @@ SCOPES = (
     Scope(
         "orders",
         (
-            Kind("a", timeout_ms=20_000, tokens=(1,)),
+            Kind("a", timeout_ms=20_000, max_staleness=0, tokens=(1,)),
             Kind("b", min_version=1, max_staleness=0, tokens=(1,)),
         ),
         BASE | _GIVE_UP | _CONTROL | {"checkpoint": 2, "renew": 1, "cancel": 1},
         *(5, 7),
         slots=(2,),
+        versions=(0, 1),
+    ),
+    Scope(
+        "parked",
+        (Kind("a", tokens=(0,)), Kind("b", min_version=1, tokens=(0,))),
+        BASE | {"release": 1, "half_take": 1, "cancel": 1},
+        *(5, 10),
+        slots=(1,),
         versions=(0, 1),
     ),
     Scope(

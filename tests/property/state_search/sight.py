@@ -16,6 +16,7 @@ _WORKER = _KEYS.worker("")
 _SET_KEYS = {
     "leases": _KEYS.leases,
     "delayed": _KEYS.delayed,
+    "parked": _KEYS.parked,
     "deadlines": _KEYS.deadlines,
     "collected": _KEYS.collected,
     "alone": f"{_KEYS.prefix}:alone",
@@ -32,8 +33,11 @@ _BY_KEY: dict[str, Callable[[Any], str]] = {
 }
 """Parts of a sight that come from several keys: to which key an item belongs."""
 
-LIVE = ("lane", "resume", "delayed", "alone", "orphan", "running", "unleased")
-WAITING = ("lane", "resume", "delayed", "alone", "orphan")
+ROOMS = ("delayed", "parked", "alone")
+WAITING = ("lane", "resume", *ROOMS, "orphan")
+LIVE = (*WAITING, "running", "unleased")
+NO_VERSION = 10**9
+"""Of no token: newer than all."""
 
 
 class Entry(NamedTuple):
@@ -65,7 +69,7 @@ class Sight(NamedTuple):
     ghosts: tuple[str, ...]
     """Pending, but not in their stream."""
     sets: dict[str, dict[str, int]]
-    """Of leases, delayed, deadlines, alone, collected; in order."""
+    """Of leases, delayed, parked, deadlines, alone, collected; in order."""
     progress: dict[str, list[dict[str, bytes]]]
     inbox: tuple[str, ...]
     dead: tuple[str, ...]
@@ -79,6 +83,11 @@ class Sight(NamedTuple):
         """Lane and entry that a job's reply names."""
         reply = self.replies.get(job, {})
         return (reply["lane"], reply["entry"]) if "entry" in reply else None
+
+    def oldest(self, job: str) -> int:
+        """Policy version of the oldest token in a job's checkpoint."""
+        rows = self.progress.get(job, [])
+        return min((int(row["v"]) for row in rows if "v" in row), default=NO_VERSION)
 
     def place(self, job: str) -> str:
         """Where a job is; docs/job_states.md has these names."""
@@ -95,9 +104,7 @@ class Sight(NamedTuple):
             return "lost"
         if entry.state == "unread":
             return "resume" if entry.lane == "resume" else "lane"
-        if job in self.sets["delayed"]:
-            return "delayed"
-        return "alone" if job in self.sets["alone"] else "orphan"
+        return next((room for room in ROOMS if job in self.sets[room]), "orphan")
 
 
 NOTHING = Sight({}, {}, (), {name: {} for name in _SETS.values()}, {}, (), (), {}, {}, {}, {})

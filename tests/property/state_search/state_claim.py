@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from protocols.queue.keys import Keys
 from tests.property.state_search.move import BY_HAND, tokens
-from tests.property.state_search.sight import LIVE, WAITING, Entry, Sight
+from tests.property.state_search.sight import LIVE, NO_VERSION, ROOMS, WAITING, Entry, Sight
 
 _KEYS = Keys("search")
 _TOKEN_FIELDS = ("t", "p", "ti", "tp")
@@ -32,7 +32,7 @@ def _wrongs(sight: Sight, halves: bool) -> Iterator[str]:
         yield from _wrong_sets(sight, job, place)
         yield from _wrong_lifetime(sight, job, place)
         yield from _wrong_checkpoint(sight, job)
-    for name in ("leases", "delayed", "alone", "deadlines"):
+    for name in ("leases", *ROOMS, "deadlines"):
         for job in sight.sets[name]:
             if sight.place(job) not in LIVE:
                 yield f"{job} has {sight.place(job)} and is still in {name}"
@@ -52,8 +52,8 @@ def _wrong_entry(sight: Sight, entry: Entry, halves: bool) -> Iterator[str]:
 def _wrong_sets(sight: Sight, job: str, place: str) -> Iterator[str]:
     if place in WAITING and "cancel" in sight.replies[job]:
         yield f"{job} shall stop and waits for another attempt"
-    there = {name for name in ("leases", "delayed", "alone") if job in sight.sets[name]}
-    own = {"running": {"leases"}, "delayed": {"delayed"}, "alone": {"alone"}}.get(place, set())
+    there = {name for name in ("leases", *ROOMS) if job in sight.sets[name]}
+    own = {"leases"} if place == "running" else {place} & set(ROOMS)
     if there != own:
         yield f"{job} is {place} and in {sorted(there)}"
     if place in LIVE:
@@ -95,6 +95,9 @@ def _wrong_checkpoint(sight: Sight, job: str) -> Iterator[str]:
     kept = {
         int(name[5:]): int(n) for name, n in sight.replies[job].items() if name.startswith("kept:")
     }
+    oldest = int(sight.replies[job].get("oldest_version", NO_VERSION))
+    if oldest != sight.oldest(job) and sight.place(job) in LIVE:
+        yield f"the oldest token of {job} is of version {sight.oldest(job)}, and {oldest} is named"
     if kept != counts and sight.place(job) in LIVE:
         yield f"the checkpoint of {job} has {counts} tokens and counts {kept}"
 

@@ -6,8 +6,6 @@ from typing import Any
 from tests.property.state_search.case import Case
 from tests.property.state_search.world import LEASE_MS, Right
 
-PARKED_MS = 1000
-
 
 def wrong_take(case: Case) -> Iterator[str]:
     gate, rows, hold = case.answer
@@ -31,6 +29,22 @@ def wrong_take(case: Case) -> Iterator[str]:
         yield "a take begins more jobs than the worker has slots"
     for job in case.touched:
         yield from _wrong_taken(case, job, alone=len(started) == 1 and hold == 1)
+    yield from _wrong_parked(case)
+
+
+def _wrong_parked(case: Case) -> Iterator[str]:
+    """As many go on as the worker has slots for, of those whose version it has; the others stay untouched."""
+    if case.move.kind != "take":
+        return
+    slots, version = int(case.move.operations[0][3]), int(case.move.operations[0][5])
+    parked = case.before.sets["parked"]
+    due = [job for job, at in parked.items() if at <= version]
+    left = [job for job in due if case.after.place(job) == "parked"]
+    if len(left) != max(0, len(due) - slots):
+        yield f"a take leaves {left} parked of {due} whose version is there"
+    early = set(case.touched) & (parked.keys() - set(due))
+    if early:
+        yield f"a take changes {sorted(early)}, parked for newer weights"
 
 
 def _still_held(case: Case) -> set[str]:
@@ -54,16 +68,16 @@ def _wrong_row(case: Case, job: str, row: list[Any]) -> Iterator[str]:
 
 def _wrong_taken(case: Case, job: str, *, alone: bool) -> Iterator[str]:
     before, after = case.before.place(job), case.after.place(job)
-    entry = case.after.own_entry(job) or case.before.own_entry(job)
+    entry = case.before.own_entry(job) or case.after.own_entry(job)
     reply, holding = case.after.replies[job], int(case.move.operations[0][6])
     fields = case.before.entries[entry].fields if entry in case.before.entries else {}
-    over = _over(case, job, fields)
+    over = case.late(job, case.before.oldest(job))
     stopped, version = job in case.world.ghost.stopped, int(case.move.operations[0][5])
     young = int(fields.get("min_version", 0)) > version
     suspect = (
         case.scope.crash_limit > 2 and int(reply.get("crashes", 0)) == case.scope.crash_limit - 1
     )
-    if before not in ("lane", "resume", "alone", "unknown"):
+    if before not in ("lane", "resume", "parked", "alone", "unknown"):
         yield f"a take changes {job}, which was {before}"
     if after == "running" and (over or stopped or young):
         why = (
@@ -78,8 +92,8 @@ def _wrong_taken(case: Case, job: str, *, alone: bool) -> Iterator[str]:
         yield f"{job} begins beside others although it was lost {case.scope.crash_limit - 1} times in a row"
     elif after == "running" and case.after.sets["leases"].get(job) != case.now_ms + LEASE_MS:
         yield f"{job} begins without a whole lease"
-    elif after == "delayed" and (
-        not young or case.after.sets["delayed"][job] != case.now_ms + PARKED_MS
+    elif after == "parked" and (
+        not young or case.after.sets["parked"][job] != int(fields["min_version"])
     ):
         yield f"{job} is parked and need not be"
     elif after == "ended" and reply.get("error") == "job_conflict" and not _conflicts(case, job):
@@ -88,16 +102,10 @@ def _wrong_taken(case: Case, job: str, *, alone: bool) -> Iterator[str]:
         "cancelled" if stopped else "expired" if over else "failed"
     ):
         yield f"{job} is not begun and has {reply['status']}"
+    elif after == "ended" and over and not stopped and reply["error"] != over:
+        yield f"{job} is not begun because of {over}, and is told {reply['error']}"
 
 
 def _conflicts(case: Case, job: str) -> bool:
     entry = next(entry for entry in case.before.entries.values() if entry.entry == job)
     return case.after.replies[entry.job]["sha"] != entry.sha
-
-
-def _over(case: Case, job: str, fields: dict[str, str]) -> bool:
-    reply = case.before.replies.get(job, {})
-    if int(reply.get("deadline_ms", case.now_ms + 1)) <= case.now_ms:
-        return True
-    stale = int(case.before.desired["weights"]) - int(reply.get("oldest_version", 10**9))
-    return "max_staleness" in fields and stale > int(fields["max_staleness"])

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from protocols.queue.rows import body_hash
 from tests.property.state_search.machine import Operation
-from tests.property.state_search.sight import Sight
+from tests.property.state_search.sight import NO_VERSION, Sight
 
 LEASE_MS = 15_000
 DELAY_MS = 2_000
@@ -66,8 +66,10 @@ class Attempt(NamedTuple):
     written: tuple[int, ...]
     """Tokens of each sample that it believes the server to have."""
     drawn: tuple[int, ...]
+    oldest: int = NO_VERSION
+    """Policy version of the oldest of its tokens."""
     order: str = ""
-    """`cancel` or `expire`, once it was told."""
+    """`cancel`, `expire` or `stale`, once it was told."""
     ending: str = ""
     """The step that shall end it, while its answer is out."""
 
