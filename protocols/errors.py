@@ -21,6 +21,10 @@
     │   ├── JobNotFound             404  no reply key of that id
     │   ├── PoolNotPrepared         503  the pool has no function library and this user may not load it
     │   └── ServerUnavailable       503  Redis does not answer or refuses
+    ├── EngineError             the engine did not do what it was told; it is as it was before
+    │   ├── WeightsRefused          409  these weights are not loaded; the old ones stay
+    │   ├── EngineBusy              409  a generation is under way
+    │   └── OutOfMemory             503  the device has no room for the weights
     ├── ResultTimeout           504  the wait ended, the job goes on
     └── ConfigError             400  a setting is wrong
 
@@ -178,6 +182,33 @@ class ServerUnavailable(QueueError):
     """Redis does not answer, or refuses."""
 
     code = "server_unavailable"
+    retryable = True
+
+
+class EngineError(RolloutError):
+    """The engine did not do what it was told, and is as it was before."""
+
+
+class WeightsRefused(EngineError):
+    """These weights are not loaded; the old ones and their version stay."""
+
+    code = "weights_refused"
+    http_status = 409
+
+
+class EngineBusy(EngineError):
+    """A generation is under way, and the weights may not change below it."""
+
+    code = "engine_busy"
+    http_status = 409
+    retryable = True
+
+
+class OutOfMemory(EngineError):
+    """The device has no room for the weights."""
+
+    code = "out_of_memory"
+    http_status = 503
     retryable = True
 
 

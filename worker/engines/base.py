@@ -5,7 +5,7 @@ or text stop strings: the pipeline watches the text and tells the engine when a 
 """
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict
 
 import msgspec
 
@@ -25,6 +25,23 @@ class Call(msgspec.Struct, frozen=True):
     """What earlier attempts drew of each sample; empty, or one a sample. They count as its response."""
     ended: frozenset[int] = frozenset()
     """Samples that are whole already: nothing is drawn for them."""
+
+
+class Weights(msgspec.Struct, frozen=True):
+    """Weights to be loaded."""
+
+    version: int
+    """The policy version that their tokens bear."""
+    path: str | None = None
+    """A safetensors file, or a directory of them; None: those that the engine starts with."""
+    sha256: str | None = None
+    """Lower-case hex, of the file, or of all `*.safetensors` of the directory, one after another in order of name:
+    `LC_ALL=C; cat *.safetensors | sha256sum`."""
+
+
+Memory = Literal["loaded", "offloaded", "discarded", "stale"]
+"""Where the weights are. `offloaded`: in host memory. `discarded`: nowhere. `stale`: there is room for them, and
+nothing in it."""
 
 
 class Counters(TypedDict):
@@ -99,9 +116,12 @@ class Engine(Protocol):
     vocabulary: int
     """Token ids are below this."""
     capabilities: frozenset[str]
-    """Fields of SampleParams that it honours, and `script`; any other than neutral value is refused before work."""
+    """Fields of SampleParams that it honours, and `script`; any other than neutral value is refused before work.
+    Beside them `offload` and `update_weights`: what may be done with its weights."""
     policy_version: int
     """Of the weights that it holds now."""
+    memory: Memory
+    """Only `loaded` generates."""
 
     async def start(self) -> None:
         """Load the weights; return when it could generate."""
@@ -112,7 +132,29 @@ class Engine(Protocol):
         ...
 
     def generate(self, call: Call) -> Generation:
-        """Begin a call; it waits inside the engine while all slots are in use."""
+        """Begin a call; it waits inside the engine while all slots are in use.
+
+        Raises EngineFailed where the engine could not draw a token: it is not running, or its weights are not loaded.
+        """
+        ...
+
+    async def update_weights(self, weights: Weights) -> None:
+        """Replace all weights or none; with loaded ones or stale room. From then on tokens bear the new version.
+
+        This and the two below are for an engine without a generation under way, and raise EngineBusy for any other.
+        Raises WeightsRefused, which says what is wrong; then the old weights and their version stay.
+        """
+        ...
+
+    async def offload(self, level: int) -> None:
+        """Free the device's memory, caches included: 1 keeps the weights in host memory, 2 does not keep them."""
+        ...
+
+    async def onload(self) -> None:
+        """Take the memory again: offloaded weights are loaded, discarded ones leave stale room.
+
+        Raises OutOfMemory where the device has none; then all is as before.
+        """
         ...
 
     def counters(self) -> Counters:
