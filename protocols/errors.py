@@ -27,6 +27,10 @@
     │   ├── ControlRefused          409  it is not its time; the message names what comes first
     │   ├── ControlBusy             503  a worker is about to be ready for it
     │   └── ControlIncomplete       504  a worker refused, or said nothing
+    ├── EngineError             the engine did not do what it was told; it is as it was before
+    │   ├── WeightsRefused          409  these weights are not loaded; the old ones stay
+    │   ├── EngineBusy              409  a generation is under way
+    │   └── OutOfMemory             503  the device has no room for the weights
     ├── ResultTimeout           504  the wait ended, the job goes on
     └── ConfigError             400  a setting is wrong
 
@@ -225,6 +229,33 @@ class ControlIncomplete(ControlError):
 
     code = "control_incomplete"
     http_status = 504
+
+
+class EngineError(RolloutError):
+    """The engine did not do what it was told, and is as it was before."""
+
+
+class WeightsRefused(EngineError):
+    """These weights are not loaded; the old ones and their version stay."""
+
+    code = "weights_refused"
+    http_status = 409
+
+
+class EngineBusy(EngineError):
+    """A generation is under way, and the weights may not change below it."""
+
+    code = "engine_busy"
+    http_status = 409
+    retryable = True
+
+
+class OutOfMemory(EngineError):
+    """The device has no room for the weights."""
+
+    code = "out_of_memory"
+    http_status = 503
+    retryable = True
 
 
 class ResultTimeout(RolloutError, TimeoutError):

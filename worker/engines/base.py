@@ -32,10 +32,12 @@ class Weights(msgspec.Struct, frozen=True):
     """Weights to be loaded."""
 
     version: int
+    """The policy version that their tokens bear."""
     path: str | None = None
     """A safetensors file, or a directory of them; None: those that the engine starts with."""
     sha256: str | None = None
-    """Of the file; of a directory, of all its safetensors one after another in the order of their names."""
+    """Lower-case hex, of the file, or of all `*.safetensors` of the directory, one after another in order of name:
+    `LC_ALL=C; cat *.safetensors | sha256sum`."""
 
 
 class Counters(TypedDict):
@@ -110,11 +112,12 @@ class Engine(Protocol):
     vocabulary: int
     """Token ids are below this."""
     capabilities: frozenset[str]
-    """Fields of SampleParams that it honours, and `script`; any other than neutral value is refused before work."""
+    """Fields of SampleParams that it honours, and `script`; any other than neutral value is refused before work.
+    Beside them `offload` and `update_weights`: what may be done with its weights."""
     policy_version: int
     """Of the weights that it holds now."""
     memory: Memory
-    """Where they are."""
+    """Only `loaded` generates."""
 
     async def start(self) -> None:
         """Load the weights; return when it could generate."""
@@ -125,22 +128,29 @@ class Engine(Protocol):
         ...
 
     def generate(self, call: Call) -> Generation:
-        """Begin a call; it waits inside the engine while all slots are in use."""
+        """Begin a call; it waits inside the engine while all slots are in use.
+
+        Raises EngineFailed where the engine could not draw a token: it is not running, or its weights are not loaded.
+        """
         ...
 
     async def update_weights(self, weights: Weights) -> None:
-        """Take other weights, all or none of them; raises WeightsRefused and keeps the old.
+        """Replace all weights or none; with loaded ones or stale room. From then on tokens bear the new version.
 
-        This and what follows are called while no generation is under way.
+        This and the two below are for an engine without a generation under way, and raise EngineBusy for any other.
+        Raises WeightsRefused, which says what is wrong; then the old weights and their version stay.
         """
         ...
 
     async def offload(self, level: int) -> None:
-        """Free what it holds of the device: 1 keeps the weights in host memory, 2 discards them."""
+        """Free the device's memory, caches included: 1 keeps the weights in host memory, 2 does not keep them."""
         ...
 
     async def onload(self) -> None:
-        """Take the memory back: with the weights after level 1, without any after level 2."""
+        """Take the memory again: offloaded weights are loaded, discarded ones leave stale room.
+
+        Raises OutOfMemory where the device has none; then all is as before.
+        """
         ...
 
     def counters(self) -> Counters:

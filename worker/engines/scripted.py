@@ -8,16 +8,23 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
 
 from protocols.dialects.base import Script
 from protocols.errors import EngineFailed
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, SampleParams, TokenIds
-from worker.engines.base import Call, Counters, Tokenizer, Turn, Weights
-
-if TYPE_CHECKING:
-    from protocols.control import Memory
+from worker.engines.base import Call, Counters, Memory, Tokenizer, Turn, Weights
+from worker.engines.weights import (
+    after_offload,
+    after_onload,
+    busy,
+    check_order,
+    find,
+    meanwhile,
+    not_loaded,
+    refusing,
+    verify,
+)
 
 END, SYSTEM, USER, ASSISTANT, CLOSE = 256, 257, 258, 259, 260
 VOCABULARY = 261
@@ -72,8 +79,10 @@ class ScriptedEngine:
         self.tokenizer: Tokenizer = ByteTokenizer()
         self.context_tokens = CONTEXT_TOKENS
         self.vocabulary = VOCABULARY
-        self.capabilities = frozenset({*SampleParams.__struct_fields__, "script"})
-        self.policy_version = policy_version
+        self.capabilities = frozenset(
+            {*SampleParams.__struct_fields__, "script", "offload", "update_weights"}
+        )
+        self.policy_version = self._first_version = policy_version
         self.memory: Memory = "loaded"
         self.running_samples = 0
         self.generated_tokens = 0
@@ -84,21 +93,28 @@ class ScriptedEngine:
     async def close(self) -> None:
         """Nothing to free."""
 
+    def generate(self, call: Call) -> "ScriptedGeneration":
+        """Begin a call; it never waits for a slot."""
+        if self.memory != "loaded":
+            raise not_loaded(self.memory)
+        return ScriptedGeneration(self, call)
+
     async def update_weights(self, weights: Weights) -> None:
-        """Take the version."""
+        """Take the version of a file that exists and has its checksum; there are no weights to be read."""
+        with refusing(weights.version, meanwhile(self.memory, self.policy_version)):
+            check_order(weights, self.memory, self._first_version)
+            if weights.path is not None:
+                await asyncio.to_thread(_look_at, weights.path, weights.sha256)
+        self._refuse_if_busy()
         self.policy_version, self.memory = weights.version, "loaded"
 
     async def offload(self, level: int) -> None:
-        """Nothing to free."""
-        self.memory = "offloaded" if level == 1 else "discarded"
+        """Only say so; see `Engine`."""
+        self._move(after_offload(self.memory, level))
 
     async def onload(self) -> None:
-        """Nothing to load."""
-        self.memory = "loaded" if self.memory == "offloaded" else "stale"
-
-    def generate(self, call: Call) -> "ScriptedGeneration":
-        """Begin a call; it never waits for a slot."""
-        return ScriptedGeneration(self, call)
+        """Only say so; see `Engine`."""
+        self._move(after_onload(self.memory))
 
     def counters(self) -> Counters:
         """What runs and what was drawn."""
@@ -108,6 +124,15 @@ class ScriptedEngine:
             forwarded_tokens=0,
             generated_tokens=self.generated_tokens,
         )
+
+    def _move(self, memory: Memory) -> None:
+        if memory != self.memory:
+            self._refuse_if_busy()
+            self.memory = memory
+
+    def _refuse_if_busy(self) -> None:
+        if self.running_samples:
+            raise busy(self.running_samples)
 
 
 class ScriptedGeneration:
@@ -208,6 +233,10 @@ class ScriptedGeneration:
             raise EngineFailed(f"the script fails at token {self._script.at_token}")
         if self._script.fail == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _look_at(path: str, sha256: str | None) -> None:
+    verify(find(path), sha256)
 
 
 def _echo(call: Call) -> bytes:

@@ -13,9 +13,9 @@ from protocols.job import JobStatus
 from protocols.queue.broker import LIBRARY, Broker
 from tests.control_look import acks, fact, order
 from tests.faults.harness import script
+from tests.faults.harness.channel_trace import Seen, Trace
 from tests.faults.harness.fork import ForkedWorker, StartFork
 from tests.faults.harness.row import Row
-from tests.faults.harness.channel_trace import Seen, Trace
 from tests.faults.harness.watch import Watch
 from tests.pool_look import wait_until
 from tests.servers import StartServer

@@ -2,20 +2,26 @@
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import torch
+from torch import Tensor
 
 from protocols.errors import ConfigError
-from worker.engines.base import Call
+from worker.engines.base import Call, Weights
 
 from .checkpoint import locate
+from .host_memory import trim
 from .model import DTYPES, LanguageModel, load
+from .parameters import Parameters
 from .probe import probe
 from .runner import Runner
 from .schedule import Request, Schedule
 from .settings import Settings
 from .tokenizer import HFTokenizer
+from .weights import stage
 
 LEAST_CONTEXT_TOKENS = 16
 
@@ -31,10 +37,23 @@ class Parts(msgspec.Struct, frozen=True):
     vocabulary: int
     stop_ids: frozenset[int]
     """Token ids that end a response: the model's own and the tokenizer's."""
+    parameters: Parameters
+    reload: Callable[[], LanguageModel]
+    """The model that the engine started with, once more, in host memory."""
 
     def request(self, call: Call) -> Request:
         """A call as the runner takes it."""
         return Request(call, self.context_tokens, self.stop_ids)
+
+    def stage(self, weights: Weights) -> list[Tensor]:
+        """New weights, checked, in host memory; raises WeightsRefused. Takes as long as reading takes."""
+        return stage(weights, self.parameters, self.reload)
+
+    def give_back_memory(self) -> None:
+        """Return what was freed to the device and to the system."""
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        trim()
 
 
 def assemble(settings: Settings) -> Parts:
@@ -55,6 +74,8 @@ def assemble(settings: Settings) -> Parts:
         context_tokens=context_tokens,
         vocabulary=model.vocabulary,
         stop_ids=model.stop_ids | tokenizer.stop_ids,
+        parameters=model.parameters(),
+        reload=partial(load, directory, dtype, "cpu"),
     )
 
 

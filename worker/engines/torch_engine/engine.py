@@ -1,23 +1,35 @@
 """The event loop's side of the torch engine."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocols.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
-from worker.engines.base import Call, Counters, Generation, Tokenizer
+from worker.engines.base import Call, Counters, Generation, Memory, Tokenizer, Weights
+from worker.engines.weights import (
+    after_offload,
+    after_onload,
+    check_order,
+    meanwhile,
+    not_loaded,
+    refusing,
+)
 
 from .checkpoint import stay_offline
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from protocols.control import Memory
+    from concurrent.futures import Future
 
     from .assembly import Parts
     from .loop import SlotLoop
 
 CLOSE_LIMIT_S = 30.0
 """Longest wait for the step under way when the engine closes."""
+
+REST_LIMIT_S = 60.0
+"""Longest wait for the step under way and for moving the weights."""
 
 CAPABILITIES = frozenset(
     {
@@ -37,6 +49,8 @@ CAPABILITIES = frozenset(
         "return_logprob",
         "top_logprobs",
         "sampling_seed",
+        "offload",
+        "update_weights",
     }
 )
 
@@ -61,6 +75,8 @@ class TorchEngine:
         self.memory: Memory = "loaded"
         self._parts: Parts | None = None
         self._loop: SlotLoop | None = None
+        self._one_order = asyncio.Lock()
+        self._moving: Future[None] | None = None
 
     async def start(self) -> None:
         """Load the weights and run them once; raises ConfigError where that cannot be."""
@@ -80,14 +96,50 @@ class TorchEngine:
     def generate(self, call: Call) -> Generation:
         """Begin a call; it waits inside the engine while all slots or all memory for keys and values are in use.
 
-        Raises EngineFailed where the engine is not running, RequestError for a prompt that it cannot take.
+        Raises EngineFailed where the engine is not running or its weights are not loaded, RequestError for a prompt
+        that it cannot take.
         """
-        if self._parts is None or self._loop is None:
-            raise EngineFailed("the torch engine is not running; another worker can take the job")
+        parts, loop = self._started()
+        if self._moving is not None and not self._moving.done():
+            raise EngineFailed("the engine's weights are being moved; try again")
+        if self.memory != "loaded":
+            raise not_loaded(self.memory)
         self._check(call)
-        request = self._parts.request(call)
-        self._loop.submit(request)
+        request = parts.request(call)
+        loop.submit(request)
         return request.stream
+
+    async def update_weights(self, weights: Weights) -> None:
+        """Replace all weights or none; see `Engine`. Reads and checks beside the event loop and the running weights."""
+        async with self._one_order:
+            parts, _ = self._started()
+            with refusing(weights.version, meanwhile(self.memory, self.policy_version)):
+                check_order(weights, self.memory, self._settings.policy_version)
+                staged = await asyncio.to_thread(parts.stage, weights)
+
+            def fill() -> None:
+                parts.parameters.fill(staged)
+                self.policy_version = weights.version
+
+            await self._move(fill, "loaded")
+
+    async def offload(self, level: int) -> None:
+        """Free the device's memory; see `Engine`. On the CPU level 1 frees keys, values and working memory."""
+        async with self._one_order:
+            parts, _ = self._started()
+            memory = after_offload(self.memory, level)
+            act = parts.parameters.to_host if memory == "offloaded" else parts.parameters.discard
+            if memory != self.memory:
+                await self._move(act, memory)
+
+    async def onload(self) -> None:
+        """Take the memory again; see `Engine`."""
+        async with self._one_order:
+            parts, _ = self._started()
+            memory = after_onload(self.memory)
+            act = parts.parameters.to_device if memory == "loaded" else parts.parameters.make_room
+            if memory != self.memory:
+                await self._move(act, memory)
 
     def counters(self) -> Counters:
         """Its load and its totals, as of the last step."""
@@ -96,6 +148,29 @@ class TorchEngine:
                 running_samples=0, waiting_samples=0, forwarded_tokens=0, generated_tokens=0
             )
         return self._loop.counters
+
+    def _started(self) -> "tuple[Parts, SlotLoop]":
+        if self._parts is None or self._loop is None:
+            raise EngineFailed("the torch engine is not running; another worker can take the job")
+        return self._parts, self._loop
+
+    async def _move(self, act: Callable[[], None], memory: Memory) -> None:
+        """Change the weights by `act` between two steps; then the memory is `memory`."""
+        parts, loop = self._started()
+
+        def move() -> None:
+            act()
+            self.memory = memory
+
+        self._moving = loop.at_rest(move)
+        try:
+            async with asyncio.timeout(REST_LIMIT_S):
+                await asyncio.wrap_future(self._moving)
+        except TimeoutError:
+            raise EngineFailed(
+                f"the engine did not come to rest within {REST_LIMIT_S:.0f} s; its worker must be restarted"
+            ) from None
+        await asyncio.to_thread(parts.give_back_memory)
 
     def _assemble(self) -> "Parts":
         # torch and transformers take seconds to import: not in the event loop, and only where they are wanted

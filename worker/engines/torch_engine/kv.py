@@ -81,6 +81,10 @@ class SlotKV(Cache):
         for states in self._tensors:
             states[row].zero_()
 
+    def release(self) -> None:
+        """Forget all rows and give their memory back."""
+        self._resize(0, 0)
+
     def _write(self, which: int, states: Tensor) -> Tensor:
         tensor = self._tensors[which]
         rows = slice(self._first_row, self._first_row + states.shape[0])

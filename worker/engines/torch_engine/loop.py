@@ -4,16 +4,19 @@ import logging
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 
 import torch
 
-from protocols.errors import EngineFailed
+from protocols.errors import EngineFailed, RolloutError
 from worker.engines.base import Counters
 from worker.engines.stream import put_all
 
 from .runner import Runner
 from .schedule import Request
+
+Act = Callable[[], None]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ class SlotLoop:
         self._readers = readers
         self._policy_version = policy_version
         self._inbox: list[Request] = []
+        self._acts: list[tuple[Future[None], Act]] = []
         self._counters = runner.counters()
         self._changed = threading.Condition()
         self._closing = False
@@ -39,10 +43,22 @@ class SlotLoop:
     def submit(self, request: Request) -> None:
         """Hand a request to the thread; raises EngineFailed where it has ended."""
         with self._changed:
-            if self._failure is not None:
-                raise EngineFailed(self._failure)
+            self._refuse_if_ended()
             self._inbox.append(request)
             self._changed.notify()
+
+    def at_rest(self, act: Act) -> "Future[None]":
+        """Call `act` in the thread, between two steps, when all that was computed is forgotten.
+
+        The future raises EngineBusy where samples are under way, what `act` refuses, and EngineFailed where the thread
+        has ended or `act` broke, which ends the thread too: nobody knows what was done by then.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            self._refuse_if_ended()
+            self._acts.append((done, act))
+            self._changed.notify()
+        return done
 
     @property
     def counters(self) -> Counters:
@@ -63,11 +79,17 @@ class SlotLoop:
         if self._thread.is_alive():
             logger.warning("the torch engine's step did not end within %.0f s", limit_s)
 
+    def _refuse_if_ended(self) -> None:
+        if self._failure is not None:
+            raise EngineFailed(self._failure)
+
     def _run(self) -> None:
         failure = "the torch engine was closed; another worker can take the job"
         try:
             with torch.inference_mode():
                 while self._collect():
+                    while self._acts:
+                        self._act(*self._acts.pop(0))
                     self._step()
         except Exception as error:
             # whatever broke the step, memory included, the rows can no longer be trusted and every reader must know
@@ -86,10 +108,28 @@ class SlotLoop:
         if batch:
             self._post(partial(put_all, batch))
 
+    def _act(self, done: "Future[None]", act: Act) -> None:
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            self._runner.vacate()
+            # what is made in inference mode could not be put into a parameter
+            with torch.inference_mode(mode=False), torch.no_grad():
+                act()
+        except RolloutError as refusal:
+            done.set_exception(refusal)
+        except BaseException:
+            done.set_exception(
+                EngineFailed("the torch engine failed while its weights were changed")
+            )
+            raise
+        else:
+            done.set_result(None)
+
     def _collect(self) -> bool:
         """Wait until there is something to do, and take in new requests; False when closing."""
         with self._changed:
-            while not (self._closing or self._inbox or self._runner.busy):
+            while not (self._closing or self._inbox or self._acts or self._runner.busy):
                 self._changed.wait()
             for request in self._inbox:
                 self._runner.submit(request)
@@ -101,6 +141,9 @@ class SlotLoop:
         with self._changed:
             self._failure = failure
             requests = self._runner.requests().union(self._inbox)
+            for done, _ in self._acts:
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(EngineFailed(failure))
         self._post(partial(put_all, [(one.stream, EngineFailed(failure)) for one in requests]))
 
     def _post(self, put: Callable[[], None]) -> None:

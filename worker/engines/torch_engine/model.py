@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from protocols.errors import ConfigError
 
 from .kv import SlotKV
+from .parameters import Parameters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WINDOWED = "sliding_attention"
@@ -70,6 +71,12 @@ class LanguageModel:
         generation = self._network.generation_config
         of_chat = _ids(generation.eos_token_id) if generation else []
         return frozenset([*_ids(getattr(self._config, "eos_token_id", None)), *of_chat])
+
+    def parameters(self) -> Parameters:
+        """Its weights, to be replaced or moved."""
+        state: dict[str, Tensor] = self._network.state_dict(keep_vars=True)
+        buffers = {name for name, _ in self._network.named_buffers()}
+        return Parameters(state, frozenset(buffers - state.keys()))
 
     def prefill(
         self, token_ids: Tensor, start: int, keep: Sequence[int], cache: DynamicCache

@@ -12,6 +12,7 @@ from protocols.job import Segment
 from protocols.rollout_state import Logprobs, TokenIds
 from worker.engines.base import Counters
 from worker.engines.stream import SegmentStream
+from worker.engines.weights import busy
 
 from .kv import SlotKV
 from .model import LanguageModel
@@ -76,6 +77,17 @@ class Runner:
         segments = list(self._draw(begun, policy_version)) if self._schedule.rows else []
         self._retire()
         return segments
+
+    def vacate(self) -> None:
+        """Forget what has ended, and all that was computed for it; raises EngineBusy while a sample is under way."""
+        self._retire()
+        samples = chain.from_iterable(request.samples for request in self.requests())
+        under_way = sum(not sample.ended for sample in samples)
+        if under_way:
+            raise busy(under_way)
+        self._schedule.clear()
+        self._prompts = None
+        self._kv.release()
 
     def _retire(self) -> None:
         for row, sample in enumerate(self._schedule.rows):

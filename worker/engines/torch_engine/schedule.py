@@ -170,6 +170,11 @@ class Schedule:
                     self.rows[hole] = last
                     yield len(self.rows), hole, last.forwarded_tokens
 
+    def clear(self) -> None:
+        """Forget what waits; for when all of it has ended, and no row is left."""
+        self.waiting.clear()
+        self.ready.clear()
+
     def _joins(self, request: Request, admitted: Sequence[Request]) -> bool:
         """Whether a prompt comes with others in one chunk; a long one comes alone, chunk by chunk."""
         batch = [*admitted, request]
