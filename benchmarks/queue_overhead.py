@@ -38,9 +38,12 @@ from protocols.control import default_desired
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
 from worker.consumer import Consumer
+from worker.controller import Controller
+from worker.engines.scripted import ScriptedEngine
 from worker.lease import LeaseKeeper
 from worker.outcome import Completed, Outcome, Settler
 from worker.pipeline import Attempt
+from worker.steps import Steps
 
 HERE = Path(__file__).parent
 LEASE_S = 15.0
@@ -75,7 +78,14 @@ async def echo_worker(url: str, pool: str, slots: int) -> None:
         lease_s=LEASE_S,
         policy_version=lambda: 0,
     )
-    keeper.start(facts=lambda: {"state": "serving"}, obey=consumer.obey, broken=print)
+    steps = Steps(consumer, ScriptedEngine(), print)
+    steps.life = "serving"
+    keeper.start(
+        facts=lambda: {"state": steps.state()},
+        controller=Controller("echo", steps, lambda _: {}),
+        obey=consumer.obey,
+        broken=print,
+    )
     await consumer.run()
 
 

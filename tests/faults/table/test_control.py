@@ -4,14 +4,17 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from random import Random
 
 import pytest
+from torch import Tensor
 
-from producer_sdk import Client
-from protocols.job import JobStatus
+from producer_sdk import Client, Future
+from protocols.job import JobStatus, Reply
 from protocols.queue.broker import LIBRARY, Broker
-from tests.control_look import acks, fact, order
+from tests.control_look import acks, fact, obeyed, order
 from tests.faults.harness import script
 from tests.faults.harness.channel_trace import Seen, Trace
 from tests.faults.harness.fork import ForkedWorker, StartFork
@@ -19,7 +22,7 @@ from tests.faults.harness.row import Row
 from tests.faults.harness.watch import Watch
 from tests.pool_look import wait_until
 from tests.servers import StartServer
-from tests.tiny_model import save_tiny_model
+from tests.tiny_model import altered, save_tiny_model
 from tests.worker_process import StartWorker, WorkerProcess
 
 LIMIT_S = 120.0
@@ -125,6 +128,69 @@ def test_an_acknowledged_pause_is_a_fact(
     assert {len(reply.states[0].response_ids) for reply in replies} == {48}
     assert line.lost == line.double == 0
     assert trace.caught_up().begun_while_closed == 0
+
+
+@pytest.mark.timeout(600)
+def test_weights_change_under_load_again_and_again(
+    row: Callable[[str], Row],
+    full: bool,
+    broker: Broker,
+    client: Client,
+    start_worker: StartWorker,
+    trace: Trace,
+    look: Watch,
+    rng: Random,
+    url: str,
+    pool: str,
+    tmp_path: Path,
+) -> None:
+    line = row("pause, offload, onload, update, continue under load")
+    cycles = 40 if full else 6
+    model = save_tiny_model(tmp_path / "model")
+    fleet = [
+        start_worker(url, pool, engine="torch", model=str(model), slots=8, threads=1)
+        for _ in range(2)
+    ]
+    for worker in fleet:
+        worker.wait_ready(LIMIT_S)
+    params = {"max_tokens": 64, "min_tokens": 64, "temperature": 1.0}
+    futures: list[Future[Reply]] = []
+
+    def submit(count: int) -> None:
+        for _ in range(count):
+            ids = [rng.randrange(1, 200) for _ in range(4)]
+            body = {"input_ids": ids, "sample_params": params}
+            futures.append(client.submit(body, protocol="generate"))
+
+    submit(100)
+    for version in range(1, cycles + 1):
+        submit(30)
+        wait_until(lambda: look.held(), "jobs run", timeout_s=LIMIT_S)
+        mode, level = rng.choice(["release", "keep", "drain"]), rng.choice(["1", "2"])
+        weights = altered(model, tmp_path / f"v{version}", partial(_nudged, version))
+        line.happened += bool(look.held())
+        obeyed(look, "pause", f"mode={mode}", timeout_s=LIMIT_S)
+        obeyed(look, "offload", f"level={level}", timeout_s=LIMIT_S)
+        obeyed(look, "onload", timeout_s=LIMIT_S)
+        uri = f"uri={weights / 'model.safetensors'}"
+        obeyed(look, "update_weights", f"version={version}", uri, timeout_s=LIMIT_S)
+        obeyed(look, "continue", timeout_s=LIMIT_S)
+    replies = [future.result(LIMIT_S) for future in futures]
+    line.tried = cycles
+    line.lost = sum(reply.status is not JobStatus.COMPLETED for reply in replies)
+    line.double = sum(count > 1 for count in trace.replies_written(pool).values())
+    spans = [reply.states[0].policy_versions for reply in replies]
+    line.note = f"{len(replies)} jobs, {sum(len(s) > 1 for s in spans)} lived through an update"
+    assert line.lost == line.double == 0
+    assert {len(reply.states[0].response_ids) for reply in replies} == {64}
+    assert all(list(s) == sorted(s) and len({v for v, _ in s}) == len(s) for s in spans)
+    assert trace.caught_up().begun_while_closed == 0
+    assert line.happened == cycles
+
+
+def _nudged(version: int, weights: dict[str, Tensor]) -> None:
+    for tensor in weights.values():
+        tensor.mul_(1 + 0.001 * version)
 
 
 @pytest.mark.timeout(900)
