@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from protocols.errors import WeightsRefused
-from worker.engines.weights import Hashed
+from worker.engines.weight_files import Hashed
 
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 """Of the types that weights may have."""
@@ -74,7 +74,7 @@ class SafetensorsFile:
             raw = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
             raw.pop("__metadata__", None)
             entries = {name: msgspec.json.decode(one, type=Entry) for name, one in raw.items()}
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise self._garbled(str(error)) from error
         return dict(sorted(entries.items(), key=lambda one: one[1].data_offsets))
 
