@@ -1,5 +1,6 @@
 """Replacing the torch engine's weights: what is loaded is what transformers computes with, or nothing is."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -192,6 +193,21 @@ async def test_a_file_that_is_shortened_later_does_no_harm(
     await engine.update_weights(Weights(1, str(file)))
     cut(0)(file)
     assert_is_of(await answer(engine), trained)
+
+
+async def test_an_update_that_is_cancelled_while_it_reads_changes_nothing(
+    engine: TorchEngine, trained: Path
+) -> None:
+    before = await answer(engine)
+    update = asyncio.create_task(engine.update_weights(Weights(1, str(trained))))
+    await asyncio.sleep(0)
+    update.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await update
+    after = await answer(engine)
+    assert (after.logprobs, engine.policy_version) == (before.logprobs, 0)
+    await engine.update_weights(Weights(2, str(trained)))
+    assert set((await answer(engine)).versions) == {2}
 
 
 async def test_a_device_without_room_leaves_all_as_it_was(

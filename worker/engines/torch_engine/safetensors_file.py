@@ -7,7 +7,7 @@ used, ends the process with SIGBUS. Here such a file is refused, and the bytes h
 import math
 import os
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedIOBase
 from typing import Annotated
 
 import msgspec
@@ -39,7 +39,7 @@ class Entry(msgspec.Struct, frozen=True):
 class SafetensorsFile:
     """An open file whose header is read and found sound."""
 
-    def __init__(self, file: BufferedReader, name: str) -> None:
+    def __init__(self, file: BufferedIOBase, name: str) -> None:
         """Raises WeightsRefused where the file cannot be what it should be."""
         self.name = name
         self._file = file
