@@ -12,6 +12,7 @@ local LIVE_MS = 10 * 1000
 local COMMANDS_MOST, NEWS_MOST = 10000, 100
 local ACKS_TTL_MS = 3600 * 1000
 local COMMAND_S = 60
+local HEARD_MS = 5000
 local CANCEL_MOST = 500
 
 local function one_of(words)
@@ -206,7 +207,8 @@ end
 -- What was published on the channel reaches every worker, and each brings it here: the first is the command. The others'
 -- is the first of the same words after the one that they brought last.
 local function heard_before(P, message, after)
-  local entries = redis.call('XRANGE', P .. ':commands', '(' .. after, '+', 'COUNT', COMMANDS_MOST)
+  local from = after == '$' and now_ms() - HEARD_MS or '(' .. after -- a worker that has just come: it heard this a moment ago
+  local entries = redis.call('XRANGE', P .. ':commands', from, '+', 'COUNT', COMMANDS_MOST)
   for _, entry in ipairs(entries) do
     local fields = map_of(entry[2])
     if fields.heard == message then return entry[1], fields end

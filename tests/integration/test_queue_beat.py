@@ -50,3 +50,22 @@ async def test_a_worker_that_leaves_is_not_shown(broker: Broker) -> None:
     await broker.leave("w")
     assert await broker.workers(seen_ms=10_000) == {}
     assert await broker.live_workers(seen_ms=10_000) == 0
+
+
+async def test_a_newer_generation_of_the_same_epoch_wins(broker: Broker, look: Look) -> None:
+    """After a failover to an older copy, what a worker knows is what was ordered last."""
+    there = {**default_desired(), "gate": "open", "generation": "4"}
+    look("DEL", broker.keys.desired)
+    await broker.beat("w", {}, ttl_ms=60_000, desired=there)
+    known = {**there, "gate": "closed", "generation": "5"}
+    assert (await broker.beat("w", {}, ttl_ms=60_000, desired=known)).desired == known
+    assert (await broker.beat("w", {}, ttl_ms=60_000, desired=there)).desired == known
+
+
+async def test_a_default_gives_way_to_what_was_ordered(broker: Broker, look: Look) -> None:
+    """A flushed server where a fresh worker came first."""
+    ordered = {**default_desired(), "gate": "closed", "generation": "3", "by": "me"}
+    assert (await broker.desired())["by"] == "default"
+    assert (await broker.beat("w", {}, ttl_ms=60_000, desired=ordered)).desired == ordered
+    other = {**ordered, "epoch": "another", "generation": "9"}
+    assert (await broker.beat("w", {}, ttl_ms=60_000, desired=other)).desired == ordered

@@ -14,16 +14,15 @@ from protocols.errors import EngineFailed
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, SampleParams, TokenIds
 from worker.engines.base import Call, Counters, Memory, Tokenizer, Turn, Weights
+from worker.engines.weight_files import find, verify
 from worker.engines.weights import (
     after_offload,
     after_onload,
     busy,
     check_order,
-    find,
     meanwhile,
     not_loaded,
     refusing,
-    verify,
 )
 
 END, SYSTEM, USER, ASSISTANT, CLOSE = 256, 257, 258, 259, 260

@@ -33,6 +33,8 @@ class SlotLoop:
         self._policy_version = policy_version
         self._inbox: list[Request] = []
         self._acts: list[tuple[Future[None], Act]] = []
+        self._due: list[tuple[Future[None], Act]] = []
+        """Acts taken in together with the requests that came before them."""
         self._counters = runner.counters()
         self._changed = threading.Condition()
         self._closing = False
@@ -88,8 +90,8 @@ class SlotLoop:
         try:
             with torch.inference_mode():
                 while self._collect():
-                    while self._acts:
-                        self._act(*self._acts.pop(0))
+                    while self._due:
+                        self._act(*self._due.pop(0))
                     self._step()
         except Exception as error:
             # whatever broke the step, memory included, the rows can no longer be trusted and every reader must know
@@ -103,16 +105,20 @@ class SlotLoop:
 
     def _step(self) -> None:
         batch = self._runner.step(self._policy_version())
-        with self._changed:
-            self._counters = self._runner.counters()
+        self._count()
         if batch:
             self._post(partial(put_all, batch))
+
+    def _count(self) -> None:
+        with self._changed:
+            self._counters = self._runner.counters()
 
     def _act(self, done: "Future[None]", act: Act) -> None:
         if not done.set_running_or_notify_cancel():
             return
         try:
             self._runner.vacate()
+            self._count()
             # what is made in inference mode could not be put into a parameter
             with torch.inference_mode(mode=False), torch.no_grad():
                 act()
@@ -134,6 +140,8 @@ class SlotLoop:
             for request in self._inbox:
                 self._runner.submit(request)
             self._inbox.clear()
+            self._due.extend(self._acts)
+            self._acts.clear()
             self._counters = self._runner.counters()
             return not self._closing
 
@@ -141,7 +149,7 @@ class SlotLoop:
         with self._changed:
             self._failure = failure
             requests = self._runner.requests().union(self._inbox)
-            for done, _ in self._acts:
+            for done, _ in (*self._due, *self._acts):
                 if done.set_running_or_notify_cancel():
                     done.set_exception(EngineFailed(failure))
         self._post(partial(put_all, [(one.stream, EngineFailed(failure)) for one in requests]))

@@ -7,13 +7,13 @@ used, ends the process with SIGBUS. Here such a file is refused, and the bytes h
 import math
 import os
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedIOBase
 from typing import Annotated
 
 import msgspec
 
 from protocols.errors import WeightsRefused
-from worker.engines.weights import Hashed
+from worker.engines.weight_files import Hashed
 
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 """Of the types that weights may have."""
@@ -39,7 +39,7 @@ class Entry(msgspec.Struct, frozen=True):
 class SafetensorsFile:
     """An open file whose header is read and found sound."""
 
-    def __init__(self, file: BufferedReader, name: str) -> None:
+    def __init__(self, file: BufferedIOBase, name: str) -> None:
         """Raises WeightsRefused where the file cannot be what it should be."""
         self.name = name
         self._file = file
@@ -74,7 +74,7 @@ class SafetensorsFile:
             raw = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
             raw.pop("__metadata__", None)
             entries = {name: msgspec.json.decode(one, type=Entry) for name, one in raw.items()}
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise self._garbled(str(error)) from error
         return dict(sorted(entries.items(), key=lambda one: one[1].data_offsets))
 

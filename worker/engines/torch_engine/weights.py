@@ -11,7 +11,7 @@ from torch import Tensor
 
 from protocols.errors import ConfigError, WeightsRefused
 from worker.engines.base import Weights
-from worker.engines.weights import Files, Hashed, compare, find, hash_rest, listed
+from worker.engines.weight_files import Files, Hashed, compare, find, hash_rest, listed
 
 from .model import LanguageModel
 from .parameters import Parameters, Place

@@ -1,0 +1,189 @@
+"""What every engine promises of its weights: replaced, offloaded and brought back, by the same orders."""
+
+import hashlib
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from protocols.errors import EngineBusy, EngineFailed, InvalidRequest, WeightsRefused
+from tests.tiny_model import altered, save_tiny_model
+from tests.torch_engine_calls import call as call_of
+from tests.torch_engine_calls import drain, running, say
+from tests.trained_weights import of_file, to_file
+from worker.engines.base import Engine, Weights
+from worker.engines.scripted import ScriptedEngine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def other(model: Path) -> Path:
+    """The same weights under another path."""
+    return altered(model, model.with_name("other"), lambda _: None) / "model.safetensors"
+
+
+@pytest.fixture(params=["scripted", "torch"])
+async def engine(request: pytest.FixtureRequest, model: Path) -> AsyncIterator[Engine]:
+    if request.param == "scripted":
+        yield ScriptedEngine()
+        return
+    async with running(model, slots=2) as started:
+        yield started
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def by_the_shell(directory: Path) -> str:
+    command = f"LC_ALL=C; cd '{directory}' && cat *.safetensors | sha256sum"
+    return subprocess.check_output(command, shell=True, text=True).split()[0]
+
+
+async def versions(engine: Engine) -> set[int]:
+    (said,) = await say(engine, max_tokens=4)
+    return set(said.versions)
+
+
+async def test_an_engine_says_that_its_weights_can_be_replaced_and_offloaded(
+    engine: Engine,
+) -> None:
+    assert engine.capabilities >= {"offload", "update_weights"}
+    assert (engine.memory, engine.policy_version) == ("loaded", 0)
+
+
+async def test_from_an_update_on_tokens_bear_its_version(engine: Engine, other: Path) -> None:
+    assert await versions(engine) == {0}
+    for version, path in ((7, other), (3, other.parent), (0, None)):
+        await engine.update_weights(Weights(version, None if path is None else str(path)))
+        assert (engine.policy_version, await versions(engine)) == (version, {version})
+
+
+async def test_a_checksum_is_that_of_the_file(engine: Engine, other: Path) -> None:
+    right = sha256(other)
+    wrong = hashlib.sha256(b"other").hexdigest()
+    for path in (other, other.parent):
+        await engine.update_weights(Weights(1, str(path), right))
+        with pytest.raises(WeightsRefused, match=f"SHA-256 is {right}, and {wrong} was told"):
+            await engine.update_weights(Weights(2, str(path), wrong))
+        assert (engine.policy_version, await versions(engine)) == (1, {1})
+
+
+async def test_a_checksum_is_that_of_all_files_in_order_of_name(
+    engine: Engine, other: Path, tmp_path: Path
+) -> None:
+    weights = of_file(other)
+    names = sorted(weights)
+    for file, part in (("b", names[::2]), ("a", names[1::2])):
+        to_file({one: weights[one] for one in part}, tmp_path / f"{file}.safetensors")
+    await engine.update_weights(Weights(1, str(tmp_path), by_the_shell(tmp_path)))
+    assert await versions(engine) == {1}
+    with pytest.raises(WeightsRefused, match="SHA-256"):
+        await engine.update_weights(Weights(2, str(tmp_path), sha256(tmp_path / "a.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        (Weights(1, "/nowhere/absent.safetensors"), "absent.safetensors: no such file"),
+        (Weights(1, "nul\0"), "no such file"),
+        (Weights(1, "/" + "x" * 300), "File name too long"),
+        (Weights(1), "without a path only version 0"),
+        (Weights(0, None, "ab" * 32), "a checksum belongs to a path"),
+    ],
+    ids=["absent", "nul", "too long", "no path", "checksum of nothing"],
+)
+async def test_what_cannot_be_loaded_is_refused_and_the_old_weights_stay(
+    engine: Engine, weights: Weights, reason: str
+) -> None:
+    with pytest.raises(WeightsRefused, match=reason) as caught:
+        await engine.update_weights(weights)
+    assert caught.value.message.startswith(f"version {weights.version} is not loaded")
+    assert caught.value.message.endswith("version 0 goes on serving")
+    assert "nowhere/" not in caught.value.message
+    assert (caught.value.code, caught.value.http_status) == ("weights_refused", 409)
+    assert (engine.policy_version, await versions(engine)) == (0, {0})
+
+
+async def test_an_empty_directory_is_refused(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / ".hidden.safetensors").touch()
+    with pytest.raises(WeightsRefused, match=r"without a file \*\.safetensors"):
+        await engine.update_weights(Weights(1, str(tmp_path)))
+
+
+async def test_only_loaded_weights_generate(engine: Engine, other: Path) -> None:
+    for level, back in ((1, "loaded"), (2, "stale")):
+        await engine.offload(level)
+        assert engine.memory == {1: "offloaded", 2: "discarded"}[level]
+        with pytest.raises(EngineFailed, match=engine.memory) as caught:
+            engine.generate(call_of())
+        assert caught.value.retryable
+        with pytest.raises(WeightsRefused, match=f"memory is {engine.memory}; onload first"):
+            await engine.update_weights(Weights(1, str(other)))
+        await engine.onload()
+        assert engine.memory == back
+    with pytest.raises(EngineFailed, match="stale"):
+        engine.generate(call_of())
+    with pytest.raises(WeightsRefused, match="the engine's memory stays stale"):
+        await engine.update_weights(Weights(1, "absent"))
+    assert (engine.memory, engine.policy_version) == ("stale", 0)
+    await engine.update_weights(Weights(1, str(other)))
+    assert (engine.memory, await versions(engine)) == ("loaded", {1})
+
+
+async def test_orders_that_are_carried_out_already_change_nothing(engine: Engine) -> None:
+    await engine.onload()
+    assert engine.memory == "loaded"
+    for level, memory in ((1, "offloaded"), (1, "offloaded"), (2, "discarded"), (1, "discarded")):
+        await engine.offload(level)
+        assert engine.memory == memory
+    for _ in range(2):
+        await engine.onload()
+        assert engine.memory == "stale"
+    await engine.offload(1)
+    assert engine.memory == "discarded"  # there was nothing to be kept
+    await engine.onload()
+    await engine.update_weights(Weights(0))
+    assert await versions(engine) == {0}
+
+
+async def test_a_level_that_there_is_not_is_refused(engine: Engine) -> None:
+    for level in (0, 3):
+        with pytest.raises(InvalidRequest, match=f"level: {level}"):
+            await engine.offload(level)
+    assert await versions(engine) == {0}
+
+
+async def test_weights_do_not_change_below_a_generation(engine: Engine, other: Path) -> None:
+    generation = engine.generate(call_of(n=3, max_tokens=200, min_tokens=200))
+    for order in (
+        engine.update_weights(Weights(1, str(other))),
+        engine.offload(1),
+        engine.offload(2),
+    ):
+        with pytest.raises(EngineBusy, match="3 samples are under way"):
+            await order
+    assert (engine.memory, engine.policy_version) == ("loaded", 0)
+    await anext(aiter(generation))
+    generation.close()
+    await engine.update_weights(Weights(1, str(other)))
+    assert await versions(engine) == {1}
+
+
+async def test_what_was_closed_a_moment_ago_does_not_hold_an_order_up(engine: Engine) -> None:
+    for order in (engine.offload(1), engine.onload(), engine.offload(2)):
+        if engine.memory == "loaded":
+            # of three samples on two slots one still waits
+            generation = engine.generate(call_of(n=3, max_tokens=200, min_tokens=200))
+            await anext(aiter(generation))
+            generation.close()
+            await drain(generation)
+        await order
+    assert engine.memory == "discarded"
+    counters = engine.counters()
+    assert (counters["running_samples"], counters["waiting_samples"]) == (0, 0)
