@@ -7,9 +7,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, CliSuppress, SettingsConfigDict
 
 from protocols.errors import ConfigError
 from protocols.queue.keys import Keys
@@ -37,7 +38,9 @@ class Config(BaseSettings):
 
     url: str = Field(default="redis://localhost:6379/0", description="the Redis server")
     pool: str = Field(default="default", description="the pool to serve")
-    engine: Literal["torch", "scripted"] = Field(default="torch", description="what generates")
+    engine: Literal["torch", "lmdeploy-server", "scripted"] = Field(
+        default="torch", description="what generates"
+    )
     model: str = Field(
         default="smollm2", description="a directory in Hugging Face's layout, or smollm2"
     )
@@ -86,12 +89,26 @@ class Config(BaseSettings):
     kv_memory_bytes: int = Field(
         default=4 * 1024**3, ge=2**20, description="torch: most memory for KV"
     )
+    engine_url: str | None = Field(
+        default=None, description="lmdeploy-server: the api_server, as http://gpu-1:23333"
+    )
+    engine_key: CliSuppress[SecretStr | None] = Field(
+        default=None, description="lmdeploy-server: its API key; ROLLOUTQ_ENGINE_KEY, not a flag"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("url")
     @classmethod
     def _is_redis_url(cls, url: str) -> str:
         return _checked(url, check_url)
+
+    @field_validator("engine_url")
+    @classmethod
+    def _is_http_url(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "http://none")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+            raise ValueError("http://host:port or https://host:port, without a user or password")
+        return url
 
     @field_validator("pool")
     @classmethod

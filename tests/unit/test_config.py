@@ -79,3 +79,26 @@ def test_worker_ids_are_made_where_none_is_given() -> None:
     first, second = (Config.from_command([]).worker_id for _ in range(2))
     assert first != second
     assert len(first) <= 64
+
+
+@pytest.mark.parametrize(
+    "url", ["gpu-1:23333", "ftp://gpu-1", "http://", "http://me:s3cret@gpu-1:23333"]
+)
+def test_an_engine_s_url_is_http_without_a_secret(url: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Config.from_command(["--engine-url", url])
+    assert refused.value.message.startswith("--engine-url: ")
+    assert "s3cret" not in refused.value.message
+
+
+def test_an_engine_s_key_comes_from_the_environment_and_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROLLOUTQ_ENGINE_KEY", "s3cret")
+    config = Config.from_command(["--engine-url", "http://gpu-1:23333"])
+    assert config.engine_key is not None
+    assert config.engine_key.get_secret_value() == "s3cret"
+    assert "s3cret" not in f"{config!r} {config} {config.model_dump_json()}"
+    with pytest.raises(SystemExit):
+        Config.from_command(["--help"])
+    assert "engine-key" not in capsys.readouterr().out

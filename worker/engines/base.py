@@ -84,7 +84,7 @@ class Generation(Protocol):
     """One call under way: iterate over its segments, each sample's in order, samples interleaved.
 
     Segments begin after what was kept. The iteration ends after the last segment of the last
-    sample. It raises EngineFailed where the engine broke.
+    sample. It raises EngineFailed where the engine broke, RequestError where a remote one refuses the call.
     """
 
     def __aiter__(self) -> AsyncIterator[Segment]:
