@@ -51,7 +51,7 @@ class Server:
     def __init__(self, kind: ServerKind, folder: Path, options: Sequence[str] = ()) -> None:
         self.kind: ServerKind = kind
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self._command = [
             *(server_binary(kind), "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "no", "--dir", str(folder), *options),
@@ -104,7 +104,7 @@ StartServer = Callable[..., Server]
 """What the fixture `fresh_server` is: called with options of the server, each a string."""
 
 
-def _free_port() -> int:
+def free_port() -> int:
     # Below the range that clients get their own ports from: one that dials a server which is down
     # could otherwise be given that very port, connect to itself and hold it.
     while True:

@@ -25,7 +25,7 @@ from tests.lmdeploy_wire import END, VOCABULARY, LmdeployWire, lmdeploy_wire, lo
 from tests.tiny_model import save_tiny_model
 from tests.torch_engine_calls import PROMPT, Said, call, drain, say
 from worker.engines.base import Call, Weights
-from worker.engines.lmdeploy_server.engine import LmdeployServerEngine
+from worker.engines.lmdeploy_server.engine import LMDeployServerEngine
 from worker.engines.lmdeploy_server.settings import Settings
 
 SECRET = "sk-never-to-be-seen"
@@ -46,7 +46,7 @@ async def wire() -> AsyncIterator[LmdeployWire]:
 @asynccontextmanager
 async def connected(
     wire: LmdeployWire, model: Path, **settings: object
-) -> AsyncGenerator[LmdeployServerEngine]:
+) -> AsyncGenerator[LMDeployServerEngine]:
     usual = Settings(
         url=wire.url,
         model=str(model),
@@ -56,7 +56,7 @@ async def connected(
         stall_limit_s=5,
         order_limit_s=5,
     )
-    engine = LmdeployServerEngine(msgspec.structs.replace(usual, **settings))
+    engine = LMDeployServerEngine(msgspec.structs.replace(usual, **settings))
     try:
         await engine.start()
         wire.bodies.clear()
@@ -66,7 +66,7 @@ async def connected(
 
 
 @pytest.fixture
-async def engine(wire: LmdeployWire, model: Path) -> AsyncIterator[LmdeployServerEngine]:
+async def engine(wire: LmdeployWire, model: Path) -> AsyncIterator[LMDeployServerEngine]:
     async with connected(wire, model) as started:
         yield started
 
@@ -81,7 +81,7 @@ async def until(holds: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def broken(engine: LmdeployServerEngine) -> tuple[Said, RolloutError]:
+async def broken(engine: LMDeployServerEngine) -> tuple[Said, RolloutError]:
     """What a call drew before it broke, and how."""
     said = Said()
     try:
@@ -103,7 +103,7 @@ async def test_every_token_comes_with_its_log_probability_and_version(
 
 
 async def test_the_token_that_ends_an_answer_is_kept(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     wire.ends_at = len(PROMPT) + 4
     (said,) = await say(engine, max_tokens=12)
@@ -111,7 +111,7 @@ async def test_the_token_that_ends_an_answer_is_kept(
     assert said.finish_reason == "stop"
 
 
-async def test_every_parameter_is_told(wire: LmdeployWire, engine: LmdeployServerEngine) -> None:
+async def test_every_parameter_is_told(wire: LmdeployWire, engine: LMDeployServerEngine) -> None:
     await say(
         engine,
         max_tokens=3,
@@ -145,7 +145,7 @@ async def test_every_parameter_is_told(wire: LmdeployWire, engine: LmdeployServe
 
 
 async def test_temperature_0_takes_the_likeliest_token_and_keeps_the_penalty(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     await say(engine, temperature=0.0, top_p=0.5, top_k=7, repetition_penalty=1.2)
     (body,) = wire.bodies
@@ -154,14 +154,14 @@ async def test_temperature_0_takes_the_likeliest_token_and_keeps_the_penalty(
 
 
 async def test_samples_are_requests_of_their_own(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     said = await say(engine, n=3, max_tokens=5)
     assert [one.ids for one in said] == [expected(5)] * 3
     assert len({body["session_id"] for body in wire.bodies}) == 3
 
 
-async def test_alternatives_come_with_every_token(engine: LmdeployServerEngine) -> None:
+async def test_alternatives_come_with_every_token(engine: LMDeployServerEngine) -> None:
     (segment, *rest) = [one async for one in engine.generate(call(max_tokens=1, top_logprobs=3))]
     assert [one.token_ids for one in rest] in ([], [TokenIds()])
     (token,) = segment.token_ids
@@ -170,7 +170,7 @@ async def test_alternatives_come_with_every_token(engine: LmdeployServerEngine) 
 
 
 async def test_a_call_goes_on_after_what_is_kept(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     kept = (TokenIds(expected(4)), TokenIds(expected(2)), TokenIds(expected(6)))
     asked = call(n=3, max_tokens=6)
@@ -190,7 +190,7 @@ async def test_a_call_goes_on_after_what_is_kept(
 
 
 async def test_a_stopped_sample_is_aborted_by_its_session_and_the_others_go_on(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     wire.pace_s = 0.01
     generation = engine.generate(call(n=2, max_tokens=60))
@@ -208,7 +208,7 @@ async def test_a_stopped_sample_is_aborted_by_its_session_and_the_others_go_on(
 
 
 async def test_a_closed_call_is_aborted_and_leaves_nothing_behind(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     wire.faults.stall_at = 2
     generation = engine.generate(call(n=2))
@@ -221,7 +221,7 @@ async def test_a_closed_call_is_aborted_and_leaves_nothing_behind(
 
 
 async def test_a_server_without_aborts_is_told_by_the_closed_connection_and_said_once(
-    wire: LmdeployWire, engine: LmdeployServerEngine, caplog: pytest.LogCaptureFixture
+    wire: LmdeployWire, engine: LMDeployServerEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire.can_abort = False
     wire.faults.stall_at = 1
@@ -275,7 +275,7 @@ async def test_a_broken_stream_keeps_its_tokens_and_may_be_tried_again(
 
 
 async def test_a_token_of_another_vocabulary_is_not_taken(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     event = {
         "output_ids": [VOCABULARY],
@@ -303,7 +303,7 @@ async def test_a_token_of_another_vocabulary_is_not_taken(
 )
 async def test_a_refusal_is_the_job_s_fault_or_worth_another_attempt(
     wire: LmdeployWire,
-    engine: LmdeployServerEngine,
+    engine: LMDeployServerEngine,
     status: int,
     message: str,
     kind: type[RolloutError],
@@ -315,7 +315,7 @@ async def test_a_refusal_is_the_job_s_fault_or_worth_another_attempt(
 
 
 async def test_a_server_that_is_away_is_waited_for(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     await wire.stop()
     reading = asyncio.create_task(say(engine, n=2, max_tokens=3))
@@ -327,7 +327,7 @@ async def test_a_server_that_is_away_is_waited_for(
 
 
 async def test_a_server_that_says_503_is_waited_for(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     wire.faults.statuses = [(503, "Engine is sleeping"), (503, "Engine is sleeping")]
     (said,) = await say(engine, max_tokens=3)
@@ -364,7 +364,7 @@ async def test_a_key_is_sent_and_never_shown(
 
 
 async def test_a_sleeping_server_is_offloaded_and_brought_back(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     for _ in range(2):
         await engine.offload(1)
@@ -381,7 +381,7 @@ async def test_a_sleeping_server_is_offloaded_and_brought_back(
 
 
 async def test_weights_are_not_moved_below_a_generation(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     wire.faults.stall_at = 1
     generation = engine.generate(call())
@@ -394,7 +394,7 @@ async def test_weights_are_not_moved_below_a_generation(
 
 
 async def test_a_server_that_does_not_obey_leaves_the_engine_as_it_was(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     wire.sleeps = False
     with pytest.raises(EngineFailed, match="did not go to sleep"):
@@ -405,7 +405,7 @@ async def test_a_server_that_does_not_obey_leaves_the_engine_as_it_was(
 
 
 async def test_weights_are_neither_discarded_nor_replaced(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     assert "update_weights" not in engine.capabilities
     with pytest.raises(WeightsRefused, match="un-pickles"):
@@ -417,7 +417,7 @@ async def test_weights_are_neither_discarded_nor_replaced(
 
 
 async def test_prompts_that_it_cannot_take_are_refused_here(
-    wire: LmdeployWire, engine: LmdeployServerEngine
+    wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:
     with pytest.raises(ContextLengthExceeded):
         engine.generate(call(range(256)))
@@ -432,7 +432,7 @@ async def test_it_starts_when_the_server_has_loaded_its_model(
     wire: LmdeployWire, model: Path
 ) -> None:
     wire.healthy = False
-    engine = LmdeployServerEngine(Settings(url=wire.url, model=str(model), start_limit_s=20))
+    engine = LMDeployServerEngine(Settings(url=wire.url, model=str(model), start_limit_s=20))
     starting = asyncio.create_task(engine.start())
     await until(lambda: wire.port and not starting.done())
     wire.healthy = True

@@ -32,9 +32,9 @@ def build(config: Config) -> Engine:
             param="engine-url",
         )
     # its packages are an extra's
-    from .engine import LmdeployServerEngine
+    from .engine import LMDeployServerEngine
 
-    return LmdeployServerEngine(
+    return LMDeployServerEngine(
         Settings(
             url=config.engine_url,
             key=config.engine_key,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .local import LocalModel
 
 
-class LmdeployServerEngine:
+class LMDeployServerEngine:
     """An Engine over a remote api_server. `tokenizer`, `context_tokens` and `vocabulary` are there once it has started.
 
     Tokens bear the version that the settings name: the server cannot tell of its weights.
@@ -85,6 +85,10 @@ class LmdeployServerEngine:
             task.cancel()
         await self._server.close()
 
+    async def breakdown(self) -> EngineFailed:
+        """Never: a server that is away may come back."""
+        return await asyncio.get_running_loop().create_future()
+
     def generate(self, call: Call) -> Generation:
         """Begin a call; its samples wait here while all slots are in use, and while the server is away.
 
@@ -139,10 +143,11 @@ class LmdeployServerEngine:
 
     def counters(self) -> Counters:
         """Its load and its totals; positions that the server had in its prefix cache count as forwarded."""
-        running = sum(reader.running for reader in self._readers.values())
+        readers = [reader for reader in self._readers.values() if not reader.ended]
+        running = sum(reader.running for reader in readers)
         return Counters(
             running_samples=running,
-            waiting_samples=len(self._readers) - running,
+            waiting_samples=len(readers) - running,
             forwarded_tokens=self._totals.forwarded_tokens,
             generated_tokens=self._totals.generated_tokens,
         )
@@ -162,8 +167,8 @@ class LmdeployServerEngine:
             self.memory = memory
 
     async def _come_to_rest(self) -> None:
-        """Wait for requests that are being aborted; raises EngineBusy for others."""
-        under_way = sum(not reader.given_up for reader in self._readers.values())
+        """Wait for connections of ended samples that are closing; raises EngineBusy for samples under way."""
+        under_way = sum(not reader.ended for reader in self._readers.values())
         if under_way:
             raise busy(under_way)
         if self._readers:

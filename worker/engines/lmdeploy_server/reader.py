@@ -64,7 +64,8 @@ class Reader:
         self._giving_up: asyncio.Task[None] | None = None
         self.running = False
         """Whether it has a slot."""
-        self.given_up = False
+        self.ended = False
+        """Whether its call waits for nothing more of it; its connection may still be closing."""
 
     def start(self, stream: SegmentStream) -> asyncio.Task[None]:
         """Begin to draw into a stream."""
@@ -73,7 +74,7 @@ class Reader:
 
     def give_up(self) -> None:
         """Draw no more: abort the request, then close its connection."""
-        self.given_up = True
+        self.ended = True
         if self._session is None:
             self._end()
         elif self._giving_up is None:
@@ -98,13 +99,13 @@ class Reader:
                 self.running = True
                 await self._draw(stream)
         except (EngineFailed, RequestError) as error:
-            if not self.given_up:  # else it is how the server tells of the abort
+            if not self.ended:  # else it is how the server tells of the abort
                 stream.fail(error)
         except Exception:  # a task that broke in silence would leave its job waiting for ever
             log.exception("a sample's request broke")
             stream.fail(EngineFailed("the engine broke on this sample; its worker's log tells why"))
         finally:
-            self.running = False
+            self.running, self.ended = False, True
 
     async def _draw(self, stream: SegmentStream) -> None:
         sample = self._sample
@@ -155,6 +156,7 @@ class Reader:
             totals.forwarded_tokens += len(sample.input_ids)
         totals.forwarded_tokens += len(drawn.token_ids)
         totals.generated_tokens += len(drawn.token_ids)
+        self.ended = self.ended or drawn.finish_reason is not None
         stream.put(self._segment(drawn))
         return drawn.finish_reason is not None
 
