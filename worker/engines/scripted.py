@@ -28,6 +28,7 @@ from worker.engines.weights import (
 END, SYSTEM, USER, ASSISTANT, CLOSE = 256, 257, 258, 259, 260
 VOCABULARY = 261
 CONTEXT_TOKENS = 131_072
+CAPABILITIES = frozenset({*SampleParams.__struct_fields__, "script", "offload", "update_weights"})
 _ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 _SPECIAL = {
     END: b"<|end|>",
@@ -78,9 +79,7 @@ class ScriptedEngine:
         self.tokenizer: Tokenizer = ByteTokenizer()
         self.context_tokens = CONTEXT_TOKENS
         self.vocabulary = VOCABULARY
-        self.capabilities = frozenset(
-            {*SampleParams.__struct_fields__, "script", "offload", "update_weights"}
-        )
+        self.capabilities = CAPABILITIES
         self.policy_version = self._first_version = policy_version
         self.memory: Memory = "loaded"
         self.running_samples = 0
