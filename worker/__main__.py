@@ -6,6 +6,7 @@ import sys
 
 from protocols.errors import ConfigError, QueueError, RolloutError
 from worker.config import Config
+from worker.launcher import Launcher
 from worker.service import serve
 
 USAGE, UNREACHABLE = 2, 3
@@ -18,6 +19,8 @@ def main() -> int:
         logging.basicConfig(
             level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
+        if config.gpus:
+            return asyncio.run(Launcher(config, sys.argv[1:]).run())
         asyncio.run(serve(config))
     except ConfigError as error:
         print(f"rolloutq worker: {error}", file=sys.stderr)

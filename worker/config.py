@@ -89,6 +89,10 @@ class Config(BaseSettings):
     kv_memory_bytes: int = Field(
         default=4 * 1024**3, ge=2**20, description="torch: most memory for KV"
     )
+    tp: int = Field(default=1, ge=1, le=1024, description="lmdeploy: GPUs that share each layer")
+    gpus: str = Field(
+        default="", description="as 0-7: one worker process for each --tp of these GPUs"
+    )
     engine_url: str | None = Field(
         default=None, description="lmdeploy-server: the api_server, as http://gpu-1:23333"
     )
