@@ -117,6 +117,7 @@ class Controller:
             state=self._steps.state(),
             running=now.running,
             held=now.held,
+            version=now.version,
             ms=int(1000 * (time.monotonic() - heard.heard_s)),
             why=why,
             facts=dict(facts or {}),
@@ -129,10 +130,13 @@ class Controller:
         self._answered = answered
         while True:
             await self._wait()
-            if self.wanted is None or not self._steps.ready:
+            if self.wanted is None:
                 continue
-            await self._follow(self.wanted)
-            self._judge(self.wanted)
+            if self._steps.ready:
+                await self._follow(self.wanted)
+                self._judge(self.wanted)
+            else:
+                self._judge_unready(self.wanted)
 
     async def _wait(self) -> None:
         """For news; while orders are under way, for a moment."""
@@ -174,6 +178,19 @@ class Controller:
             return f"{step} did not end in time"
         log.info("generation %s: %s is done", wanted.generation, step)
         return ""
+
+    def _judge_unready(self, wanted: Desired) -> None:
+        """Answer while no step can be taken: who starts takes no jobs, which is a pause; who leaves obeys no more."""
+        waiting, self._waiting = self._waiting, []
+        for heard in waiting:
+            command, life = heard.command, self._steps.life
+            known = (command.generation or 0) <= wanted.generation
+            if life != "starting":
+                self._answer(heard, "refused", f"it is {life}")
+            elif command.verb == "pause" and known and command.still_wanted(wanted):
+                self._answer(heard, "applied")
+            else:
+                self._waiting.append(heard)
 
     def _judge(self, wanted: Desired) -> None:
         """Answer the orders that are done, replaced, refused or overdue."""
