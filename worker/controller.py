@@ -58,8 +58,7 @@ class Controller:
         self._news = asyncio.Event()
         self._answered: Callable[[], object] = lambda: None
         self.wanted: Desired | None = None
-        self.doing = ""
-        """The step under way."""
+        self._doing: Step | None = None
         self._trouble = (0, "")
 
     @property
@@ -67,6 +66,13 @@ class Controller:
         """Why a step towards the present generation failed; a new order tries again."""
         generation, told = self._trouble
         return told if self.wanted is not None and generation == self.wanted.generation else ""
+
+    @property
+    def doing(self) -> str:
+        """The step under way, or the one that comes next; empty where there is none, or it cannot be taken."""
+        if self._doing or self.wanted is None or self.trouble or not self._steps.ready:
+            return self._doing or ""
+        return next_step(self._steps.standing(), self.wanted) or ""
 
     def to_restore(self) -> dict[str, str] | None:
         """What to write where the server has no desired state: what was known, or after a while the default."""
@@ -159,10 +165,10 @@ class Controller:
             and not self.trouble
             and (step := next_step(self._steps.standing(), wanted))
         ):
-            self.doing = step
+            self._doing = step
             self._answered()
             failure = await self._take(step, wanted)
-            self.doing = ""
+            self._doing = None
             if failure:
                 self._trouble = (wanted.generation, failure)
                 log.warning("generation %s: %s failed: %s", wanted.generation, step, failure)

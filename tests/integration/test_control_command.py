@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from redis.exceptions import ResponseError
 
 from producer_sdk import Client, JobStatus
 from producer_sdk.cli import FAILED, GOOD, UNREACHABLE, USAGE
@@ -240,6 +241,32 @@ def test_a_lagging_worker_ends_where_the_last_of_quick_commands_leads(
     said = [command[b"said"].decode() for command in commands(look)]
     assert said == ["pause", "continue", "pause", "ping"]
     assert states(*three) == ["paused"] * 3
+
+
+def test_continue_is_only_told_to_wait_while_workers_are_on_their_way(
+    three: Three, look: Look, states: Callable[..., list[str]]
+) -> None:
+    def order(*words: str) -> str:
+        try:
+            look("FCALL", "rolloutq_control", 1, look.keys.prefix, *words)
+        except ResponseError as refused:
+            return str(refused).split()[0]
+        return "accepted"
+
+    def go_on() -> str:
+        heard = [order("continue")]
+        wait_until(lambda: heard[-1] != "NOTYET" or heard.append(order("continue")), "an answer")
+        return heard[-1]
+
+    for version in range(1, 21):
+        assert order("pause") == "accepted"
+        assert order("offload", "level=2") == "accepted"
+        assert order("onload") == "accepted"
+        assert order("update_weights", f"version={version}") == "accepted"
+        assert go_on() == "accepted"
+    wait_until(lambda: states(*three) == ["serving"] * 3, "all serve")
+    keys = [look.keys.worker(worker.worker_id) for worker in three]
+    assert [look("HGET", key, "policy_version") for key in keys] == [b"20"] * 3
 
 
 def test_shutdown_ends_the_worker_that_it_names_and_only_that(
