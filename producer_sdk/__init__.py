@@ -8,14 +8,20 @@ from producer_sdk.fleet import Fleet
 from producer_sdk.future import Future, Pending
 from producer_sdk.group import Group
 from producer_sdk.results import Results
+from protocols.control import Ack, Issued
 from protocols.errors import (
     Aborted,
     BodyTooLarge,
     Cancelled,
     ConfigError,
     ContextLengthExceeded,
+    ControlBusy,
+    ControlError,
+    ControlIncomplete,
+    ControlRefused,
     DeadlineExceeded,
     EngineFailed,
+    InvalidCommand,
     InvalidRequest,
     JobConflict,
     JobError,
@@ -35,21 +41,30 @@ from protocols.errors import (
     WorkerLost,
 )
 from protocols.job import JobStatus, Lane, Reply
+from protocols.queue.control import Answers
 from protocols.rollout_state import Logprobs, RolloutState, SampleParams, Status, TokenIds
 
 __all__ = [
     "Aborted",
+    "Ack",
+    "Answers",
     "BodyTooLarge",
     "Cancelled",
     "Client",
     "ConfigError",
     "ContextLengthExceeded",
+    "ControlBusy",
+    "ControlError",
+    "ControlIncomplete",
+    "ControlRefused",
     "DeadlineExceeded",
     "EngineFailed",
     "Fleet",
     "Future",
     "Group",
+    "InvalidCommand",
     "InvalidRequest",
+    "Issued",
     "JobConflict",
     "JobError",
     "JobNotFound",

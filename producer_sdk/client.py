@@ -12,6 +12,7 @@ import msgspec
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from producer_sdk.control import WAIT_S, control, who
 from producer_sdk.courier import Courier
 from producer_sdk.fleet import Fleet, look
 from producer_sdk.future import Future, Pending, converted
@@ -19,9 +20,11 @@ from producer_sdk.group import Group
 from producer_sdk.progress import Progress
 from producer_sdk.results import Results
 from protocols import codec
+from protocols.control import words
 from protocols.errors import ConfigError, InvalidRequest
 from protocols.job import DEFAULT_PROTOCOL, Job, Lane, Reply
 from protocols.queue.broker import Broker
+from protocols.queue.control import Answers
 from protocols.queue.keys import Keys
 from protocols.queue.link import check_url
 from protocols.queue.rows import check_job
@@ -224,6 +227,21 @@ class Client:
             return sum(answer in ("cancelled", "stopping") for answer in answers)
 
         return self._ask(cancel, "cancel")
+
+    def control(
+        self, verb: str, *, wait_s: float = WAIT_S, **options: str | int | bool | None
+    ) -> Pending[Answers]:
+        """Command the pool's workers: `pause`, `continue`, `update_weights` and so on.
+
+        Verbs and options are those of docs/control.md, such as `mode=`, `worker=`, `timeout_s=`; None leaves one out.
+        The answer comes when every live worker has obeyed; where none lives, nobody is asked, and an order waits for
+        those that come. It raises InvalidCommand or ControlRefused at once, ControlIncomplete when a worker has refused
+        or `wait_s` has passed, and ControlBusy where a worker was not ready for it by then.
+        """
+        said = words(verb, options)
+        return self._ask(
+            lambda broker: control(broker, said, by=who(), wait_s=wait_s), f"control {verb}"
+        )
 
     def fleet(self) -> Pending[Fleet]:
         """The pool's live workers and what waits for them."""

@@ -179,6 +179,11 @@ class Issued(msgspec.Struct, frozen=True):
     counts: dict[str, int]
     """Of a cancel: jobs cancelled, stopping, ended before, unknown; and left, for the next one."""
 
+    @property
+    def verb(self) -> str:
+        """Its first word."""
+        return self.said.partition(" ")[0]
+
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
     """One worker's answer to one command; JSON in `P:acks:<command id>`."""
@@ -190,6 +195,8 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs that it was generating for when it answered."""
     held: int = 0
     """Jobs that it held until the gate opens."""
+    version: int | None = None
+    """Policy version of its weights."""
     ms: int = 0
     """From hearing the command to having done it."""
     why: str = ""

@@ -1,5 +1,6 @@
-"""`rolloutq` as a process of its own, for tests that send it signals or read what it prints meanwhile."""
+"""`rolloutq` for tests: in this process, or as one of its own that gets signals and is read meanwhile."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import psutil
 import pytest
@@ -15,6 +16,25 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 END_LIMIT_S = 60.0
 _RUN = "import sys; from producer_sdk.cli import main; sys.exit(main())"
+
+
+class Ran(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401 - whatever it printed
+        """Its output read as JSON."""
+        return json.loads(self.out)
+
+
+class Rolloutq(Protocol):
+    """What the fixture `rolloutq` is."""
+
+    def __call__(self, *words: str) -> Ran: ...
 
 
 class CommandProcess:

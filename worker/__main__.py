@@ -7,21 +7,24 @@ import sys
 from protocols.errors import ConfigError, QueueError, RolloutError
 from worker.config import Config
 from worker.launcher import Launcher
-from worker.service import serve
+from worker.probe import probe
 
 USAGE, UNREACHABLE = 2, 3
 
 
 def main() -> int:
-    """Run a worker; the exit code says what ended it."""
+    """Run a worker, or look at one; the exit code says what ended it, or what was seen."""
     try:
         config = Config.from_command(sys.argv[1:])
         logging.basicConfig(
             level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
+        if config.probe:
+            logging.getLogger("rolloutq").setLevel(logging.ERROR)  # its one line says all
+            return asyncio.run(probe(config, config.probe))
         if config.gpus:
             return asyncio.run(Launcher(config, sys.argv[1:]).run())
-        asyncio.run(serve(config))
+        _serve(config)
     except ConfigError as error:
         print(f"rolloutq worker: {error}", file=sys.stderr)
         return USAGE
@@ -32,6 +35,12 @@ def main() -> int:
         print(f"rolloutq worker: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _serve(config: Config) -> None:
+    from worker.service import serve  # a probe has no use for what generates
+
+    asyncio.run(serve(config))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, CliSuppress, SettingsConfigDict
 
 from protocols.errors import ConfigError
@@ -36,6 +36,11 @@ class Config(BaseSettings):
         frozen=True,
     )
 
+    probe: Literal["health", "ready"] | None = Field(
+        default=None,
+        description="serve nothing: tell whether the worker of --worker-id is healthy, or ready, "
+        "and exit with 0 or 1",
+    )
     url: str = Field(default="redis://localhost:6379/0", description="the Redis server")
     pool: str = Field(default="default", description="the pool to serve")
     engine: Literal["torch", "lmdeploy-server", "scripted"] = Field(
@@ -128,7 +133,9 @@ class Config(BaseSettings):
 
     @field_validator("model")
     @classmethod
-    def _is_model(cls, model: str) -> str:
+    def _is_model(cls, model: str, info: ValidationInfo) -> str:
+        if info.data.get("probe"):
+            return model
         if model != "smollm2" and ("/" in model or "\\" in model) and not Path(model).is_dir():
             raise ValueError(f"no directory {model}")
         return model

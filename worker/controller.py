@@ -58,8 +58,7 @@ class Controller:
         self._news = asyncio.Event()
         self._answered: Callable[[], object] = lambda: None
         self.wanted: Desired | None = None
-        self.doing = ""
-        """The step under way."""
+        self._doing: Step | None = None
         self._trouble = (0, "")
 
     @property
@@ -67,6 +66,13 @@ class Controller:
         """Why a step towards the present generation failed; a new order tries again."""
         generation, told = self._trouble
         return told if self.wanted is not None and generation == self.wanted.generation else ""
+
+    @property
+    def doing(self) -> str:
+        """The step under way, or the one that comes next; empty where there is none, or it cannot be taken."""
+        if self._doing or self.wanted is None or self.trouble or not self._steps.ready:
+            return self._doing or ""
+        return next_step(self._steps.standing(), self.wanted) or ""
 
     def to_restore(self) -> dict[str, str] | None:
         """What to write where the server has no desired state: what was known, or after a while the default."""
@@ -117,6 +123,7 @@ class Controller:
             state=self._steps.state(),
             running=now.running,
             held=now.held,
+            version=now.version,
             ms=int(1000 * (time.monotonic() - heard.heard_s)),
             why=why,
             facts=dict(facts or {}),
@@ -129,10 +136,13 @@ class Controller:
         self._answered = answered
         while True:
             await self._wait()
-            if self.wanted is None or not self._steps.ready:
+            if self.wanted is None:
                 continue
-            await self._follow(self.wanted)
-            self._judge(self.wanted)
+            if self._steps.ready:
+                await self._follow(self.wanted)
+                self._judge(self.wanted)
+            else:
+                self._judge_unready(self.wanted)
 
     async def _wait(self) -> None:
         """For news; while orders are under way, for a moment."""
@@ -155,10 +165,10 @@ class Controller:
             and not self.trouble
             and (step := next_step(self._steps.standing(), wanted))
         ):
-            self.doing = step
+            self._doing = step
             self._answered()
             failure = await self._take(step, wanted)
-            self.doing = ""
+            self._doing = None
             if failure:
                 self._trouble = (wanted.generation, failure)
                 log.warning("generation %s: %s failed: %s", wanted.generation, step, failure)
@@ -174,6 +184,19 @@ class Controller:
             return f"{step} did not end in time"
         log.info("generation %s: %s is done", wanted.generation, step)
         return ""
+
+    def _judge_unready(self, wanted: Desired) -> None:
+        """Answer while no step can be taken: who starts takes no jobs, which is a pause; who leaves obeys no more."""
+        waiting, self._waiting = self._waiting, []
+        for heard in waiting:
+            command, life = heard.command, self._steps.life
+            known = (command.generation or 0) <= wanted.generation
+            if life != "starting":
+                self._answer(heard, "refused", f"it is {life}")
+            elif command.verb == "pause" and known and command.still_wanted(wanted):
+                self._answer(heard, "applied")
+            else:
+                self._waiting.append(heard)
 
     def _judge(self, wanted: Desired) -> None:
         """Answer the orders that are done, replaced, refused or overdue."""

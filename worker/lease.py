@@ -16,7 +16,7 @@ from protocols.cancellation import cancel
 from protocols.control import words_of
 from protocols.errors import InvalidCommand, RolloutError, ServerUnavailable
 from protocols.queue.broker import FROM_NOW, Broker
-from protocols.queue.control import hear
+from protocols.queue.control import NONE, hear, newest
 from protocols.queue.link import Link, Listener
 from protocols.queue.rows import Hold, Renewal
 from worker.pipeline import Attempt
@@ -35,6 +35,7 @@ SUBSCRIBE_S = 5.0
 TOLD_CHARS = 64
 RENEW_MOST = 128
 JOIN_S = 5.0
+LAST_WORDS_S = 2.0
 
 log = logging.getLogger("rolloutq.lease")
 
@@ -101,7 +102,7 @@ class LeaseKeeper:
         self._subscribed: asyncio.Event
         self._seen = FROM_NOW
         """The last command that a heartbeat told of."""
-        self._heard = FROM_NOW
+        self._heard = NONE
         """The last command that came by the channel."""
         self._controller: Controller
         self._stop: Callable[[], object] = lambda: None
@@ -169,6 +170,7 @@ class LeaseKeeper:
                 ]
                 await stopped.wait()
                 await cancel(*kept)
+            await self._answer_last(broker)
         finally:
             await link.close()
 
@@ -216,6 +218,9 @@ class LeaseKeeper:
     async def _listening(self, broker: Broker) -> None:
         """Renew at once when the bell names this worker, look when it names all, bring what is published."""
         keys = broker.keys
+        self._heard = await newest(
+            broker
+        )  # before subscribing: what is published from then on comes after it
         listener = Listener(self._url, (keys.bell, keys.control), name=f"{self._worker}:bell")
         try:
             async for channel, told in listener:
@@ -226,7 +231,8 @@ class LeaseKeeper:
                     if told == self._worker:
                         self._rung.set()
                 elif not channel:
-                    self._heard = self._seen
+                    if self._seen != FROM_NOW:
+                        self._heard = self._seen
                     self._subscribed.set()
         finally:
             await listener.close()
@@ -261,14 +267,24 @@ class LeaseKeeper:
                 acks=answers,
             )
             contact.seen(broker.link.opened)
-            if self._heard == FROM_NOW:
-                self._heard = told.seen
             self._seen = told.seen
             controller.sent(answers)
             controller.hear(told)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(BEAT_S, self._lease_s / 6)):
                     await self._beat.wait()
+
+    async def _answer_last(self, broker: Broker) -> None:
+        """Bring the answers that no heartbeat has carried, that to a shutdown among them."""
+        answers = self._controller.answers()
+        if not answers:
+            return
+        with contextlib.suppress(
+            TimeoutError, RolloutError
+        ):  # where nobody listens, silence says it
+            async with asyncio.timeout(LAST_WORDS_S):
+                ttl_ms = WORKER_TTL_S * 1000
+                await broker.beat(self._worker, self._facts(), ttl_ms=ttl_ms, acks=answers)
 
     async def _sweeping(self, broker: Broker, contact: Contact) -> None:
         orphans_at = time.monotonic() + ORPHANS_EVERY_S

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError
 
 from protocols.errors import (
     ConfigError,
+    InvalidCommand,
     NoLiveWorker,
     PoolNotPrepared,
     RequestError,
@@ -29,6 +30,7 @@ _COMMANDS = {
     "submit": "Send a job and print its answer.",
     "job": "Tell what became of a job.",
     "cancel": "Cancel a job, or all jobs of a run.",
+    "control": "Pause, continue, offload, update, shut down: command the workers.",
     "dead": "List, show, requeue or purge dead letters.",
     "status": "Show a pool's live workers and what waits for them.",
 }
@@ -63,7 +65,7 @@ def exit_code(error: RolloutError) -> int:
     """What a command that met this error exits with."""
     if isinstance(error, ServerUnavailable | PoolNotPrepared | NoLiveWorker):
         return UNREACHABLE
-    if isinstance(error, ConfigError | RequestError):
+    if isinstance(error, ConfigError | RequestError | InvalidCommand):
         return USAGE
     return FAILED
 

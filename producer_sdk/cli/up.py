@@ -4,7 +4,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal, Never
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -76,13 +76,18 @@ def _folder(directory: Path | None, block: ExitStack) -> Path:
     return directory
 
 
-def _keep_running(stack: Stack) -> Never:
+def _keep_running(stack: Stack) -> None:
+    """Until all workers have left because somebody told them to."""
     seats = [Seat(stack, name) for name in stack.plan.workers]
     ready = False
     while True:
         stack.check_server()
         for seat in seats:
             seat.look()
+        seats = [seat for seat in seats if not seat.left]
+        if not seats:
+            say("all workers have left, ending")
+            return
         if not ready and stack.serving():
             ready = True
             say(_what_next(stack))
@@ -104,7 +109,7 @@ def _what_next(stack: Stack) -> str:
 
 
 class Seat:
-    """A worker's place: whoever died there is replaced, later each time it dies soon."""
+    """A worker's place: whoever died there is replaced, later each time it dies soon; whoever left is not."""
 
     def __init__(self, stack: Stack, name: str) -> None:
         self._stack, self._name = stack, name
@@ -113,16 +118,25 @@ class Seat:
         self._restart_at: float | None = None
         self._pause_s = FIRST_PAUSE_S
         self._holder = name
+        self.left = False
+        """Whether the worker ended because it was told to."""
 
     def look(self) -> None:
-        """Plan a restart where the worker has died, and carry it out when it is due."""
+        """Plan a restart where the worker has died, and carry it out when it is due; let it go where it left."""
         now = time.monotonic()
         if self._restart_at is None:
             status = self._stack.workers[self._holder].ended
-            if status is not None:
+            if status == GOOD:
+                self._let_go()
+            elif status is not None:
                 self._plan_restart(status, now)
         elif now >= self._restart_at:
             self._restart(now)
+
+    def _let_go(self) -> None:
+        del self._stack.workers[self._holder]
+        self.left = True
+        say(f"worker {self._holder} has left as it was told to; no other takes its place")
 
     def _plan_restart(self, status: int, now: float) -> None:
         if status == USAGE:

@@ -12,7 +12,6 @@ local LIVE_MS = 10 * 1000
 local COMMANDS_MOST, NEWS_MOST = 10000, 100
 local ACKS_TTL_MS = 3600 * 1000
 local COMMAND_S = 60
-local HEARD_MS = 5000
 local CANCEL_MOST = 500
 
 local function one_of(words)
@@ -34,7 +33,7 @@ local OPTIONS = { -- what an option may be, and how to tell
   timeout_s = { like('^[1-9]%d*$', 5), 'seconds, 1 to 99999: until when it shall be obeyed' },
   mode = { one_of('release drain keep abort'), 'release, drain, keep or abort' },
   level = { one_of('1 2'), '1 (weights are kept in host memory) or 2 (weights are discarded)' },
-  version = { like('^%d+$', 13), 'a whole number' },
+  version = { function(value) return value == '0' or like('^[1-9]%d*$', 13)(value) end, 'a whole number' },
   uri = { like('^[^%c]+$', 4096), 'where the safetensors are: a file or a directory' },
   sha256 = { like('^%x+$', 64), '64 hexadecimal digits' },
   job = { like('^[%w._:~%-]+$', 128), "a job's id" },
@@ -196,9 +195,9 @@ local function cancel_some(P, given)
 end
 
 local function answer_of(P, id, acks)
-  local answer = { 'command', id, 'said', acks['@said'], 'generation', acks['@generation'], 'workers', acks['@workers'] }
+  local answer = { 'command', id, 'said', acks['@said'], 'generation', tostring(acks['@generation']), 'workers', acks['@workers'] }
   for _, name in ipairs({ 'cancelled', 'stopping', 'ended', 'unknown', 'left' }) do
-    if acks['@' .. name] then answer[#answer + 1] = name; answer[#answer + 1] = acks['@' .. name] end
+    if acks['@' .. name] then answer[#answer + 1] = name; answer[#answer + 1] = tostring(acks['@' .. name]) end
   end
   if acks['@workers'] ~= '' then answer[#answer + 1] = 'answers'; answer[#answer + 1] = 'HGETALL ' .. P .. ':acks:' .. id end
   return answer
@@ -207,8 +206,7 @@ end
 -- What was published on the channel reaches every worker, and each brings it here: the first is the command. The others'
 -- is the first of the same words after the one that they brought last.
 local function heard_before(P, message, after)
-  local from = after == '$' and now_ms() - HEARD_MS or '(' .. after -- a worker that has just come: it heard this a moment ago
-  local entries = redis.call('XRANGE', P .. ':commands', from, '+', 'COUNT', COMMANDS_MOST)
+  local entries = redis.call('XRANGE', P .. ':commands', '(' .. after, '+', 'COUNT', COMMANDS_MOST)
   for _, entry in ipairs(entries) do
     local fields = map_of(entry[2])
     if fields.heard == message then return entry[1], fields end
@@ -220,8 +218,28 @@ local function log_command(P, id, fields)
   return id or entry, entry
 end
 
-local function refuse(P, words, told, by, heard)
-  local fields = { 'said', string.sub(table.concat(words, ' '), 1, 1024), 'refused', told, 'by', by }
+-- What was said, whatever it is, and who said it.
+local function said_by(words, heard)
+  local said, by = {}, heard and 'channel' or '?'
+  for _, word in ipairs(words) do
+    local signed = string.match(word, '^by=(.+)$')
+    if signed and OPTIONS.by[1](signed) then by = signed
+    elseif not string.find(word, '^id=') then said[#said + 1] = word end
+  end
+  return string.sub(table.concat(said, ' '), 1, 1024), by
+end
+
+-- Who waits for a worker to be ready asks again and again: the same refusal in a row is noted once.
+local function noted_last(P, said, told, by)
+  local newest = redis.call('XREVRANGE', P .. ':commands', '+', '-', 'COUNT', 1)[1]
+  local last = newest and map_of(newest[2]) or {}
+  return last.said == said and last.refused == told and last.by == by
+end
+
+local function refuse(P, words, told, heard)
+  local said, by = said_by(words, heard)
+  if not heard and noted_last(P, said, told, by) then return redis.error_reply(told) end
+  local fields = { 'said', said, 'refused', told, 'by', by }
   if heard then fields[#fields + 1] = 'heard'; fields[#fields + 1] = heard end
   log_command(P, nil, fields)
   return redis.error_reply(told)
@@ -231,7 +249,7 @@ end
 local function command(P, words, heard)
   local now = now_ms()
   local asked, told = parsed(words)
-  if not asked then return refuse(P, words, told, heard and 'channel' or '?', heard) end
+  if not asked then return refuse(P, words, told, heard) end
   local given, by = asked.given, asked.given.by or (heard and 'channel' or '?')
   if given.id then
     local before = map_of(redis.call('HGETALL', P .. ':acks:' .. given.id))
@@ -243,14 +261,14 @@ local function command(P, words, heard)
   if given.worker then
     workers = { given.worker }
     if not one_of(table.concat(live, ' '))(given.worker) then
-      return refuse(P, words, 'REFUSED ' .. asked.verb .. ': no live worker ' .. given.worker .. '; live are: ' .. table.concat(live, ' '), by, heard)
+      return refuse(P, words, 'REFUSED ' .. asked.verb .. ': no live worker ' .. given.worker .. '; live are: ' .. table.concat(live, ' '), heard)
     end
   end
   local changes, generation, extra
   if ORDERS[asked.verb] then
-    if not desired.gate then return refuse(P, words, 'NOTYET ' .. asked.verb .. ': the pool has no desired state yet; start a worker, and repeat', by, heard) end
+    if not desired.gate then return refuse(P, words, 'NOTYET ' .. asked.verb .. ': the pool has no desired state yet; start a worker, and repeat', heard) end
     changes, told = ORDERS[asked.verb](P, desired, given, workers)
-    if not changes then return refuse(P, words, told, by, heard) end
+    if not changes then return refuse(P, words, told, heard) end
     generation = want(P, desired, changes, given.worker, by, now)
   elseif asked.verb == 'cancel' then
     extra = cancel_some(P, given)

@@ -10,6 +10,8 @@ from protocols.control import Ack, Command, Issued
 from protocols.queue.broker import Broker
 from protocols.queue.rows import texts
 
+NONE = "0-0"
+"""The entry before all."""
 _COUNTS = ("cancelled", "stopping", "ended", "unknown", "left")
 _decode_ack = msgspec.json.Decoder(Ack)
 
@@ -27,15 +29,28 @@ class Logged(msgspec.Struct, frozen=True):
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """What the workers said to a command, so far."""
+    """A command, and what the workers have said to it so far."""
 
-    asked: tuple[str, ...]
+    command: Issued
     acks: dict[str, Ack]
+    """By worker."""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The live workers that shall answer; empty where there was none: an order then waits for those that come."""
+        return self.command.workers
 
     @property
     def silent(self) -> tuple[str, ...]:
         """Who has not answered."""
         return tuple(worker for worker in self.asked if worker not in self.acks)
+
+    @property
+    def unmet(self) -> dict[str, str]:
+        """Who has not done it, and why: it refused, a later order replaced this one, or it has not answered."""
+        told = {worker: ack for worker, ack in self.acks.items() if ack.result != "applied"}
+        refusals = {worker: f"{ack.result}: {ack.why}" for worker, ack in told.items()}
+        return refusals | dict.fromkeys(self.silent, "silent")
 
 
 async def issue(broker: Broker, words: Sequence[str], *, by: str) -> Issued:
@@ -66,13 +81,17 @@ async def hear(broker: Broker, message: str, words: Sequence[str], after: str) -
     return entry.decode()
 
 
-async def answers(broker: Broker, command_id: str) -> Answers:
-    """Who was asked, and who has said what."""
-    told = texts(await broker.link.call("HGETALL", broker.keys.acks(command_id)))
-    return Answers(
-        asked=tuple(told.get("@workers", "").split()),
-        acks={who: _decode_ack.decode(said) for who, said in told.items() if who[0] != "@"},
-    )
+async def newest(broker: Broker) -> str:
+    """The last entry of `P:commands`, after which `hear` looks for what is published from now on."""
+    rows = await broker.link.call("XREVRANGE", broker.keys.commands, "+", "-", "COUNT", 1)
+    return rows[0][0].decode() if rows else NONE
+
+
+async def answers(broker: Broker, command: Issued) -> Answers:
+    """Who of those that were asked has said what."""
+    told = texts(await broker.link.call("HGETALL", broker.keys.acks(command.id)))
+    acks = {who: _decode_ack.decode(said) for who, said in told.items() if who[0] != "@"}
+    return Answers(command, acks)
 
 
 async def audit(broker: Broker, *, most: int) -> list[Logged]:

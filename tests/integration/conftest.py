@@ -1,5 +1,9 @@
-"""The queue's fixtures for this folder."""
+"""The queue's fixtures for this folder, and the command."""
 
+import pytest
+
+from producer_sdk.cli import run
+from tests.command import Ran, Rolloutq
 from tests.queue_fixtures import (
     broker,
     client,
@@ -11,11 +15,30 @@ from tests.queue_fixtures import (
     take,
 )
 
+
+@pytest.fixture
+def rolloutq(url: str, pool: str, capsys: pytest.CaptureFixture[str]) -> Rolloutq:
+    """Run a command on the test's own pool, unless its words say another."""
+
+    def ran(*words: str) -> Ran:
+        where = {"--url": url, "--pool": pool}
+        given = [
+            word for flag, value in where.items() if flag not in words for word in (flag, value)
+        ]
+        capsys.readouterr()
+        code = run([*words, *given])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return ran
+
+
 __all__ = [
     "broker",
     "client",
     "look",
     "nothing_left",
+    "rolloutq",
     "serve",
     "standing",
     "standing_pools",

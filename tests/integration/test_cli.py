@@ -5,53 +5,17 @@ import json
 import signal
 from functools import reduce
 from operator import getitem
-from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from producer_sdk.cli import FAILED, GOOD, UNREACHABLE, USAGE, run
+from producer_sdk.cli import FAILED, GOOD, UNREACHABLE, USAGE
 from protocols.queue.keys import Keys
+from tests.command import Rolloutq
 from tests.job_body import Body, chat, claude, scripted
 from tests.pool_look import Look, wait_until
 from tests.queue_fixtures import Serve
 
 DEAD_URL = "redis://127.0.0.1:1/0"
-
-
-class Ran(NamedTuple):
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever it printed
-        """Its output read as JSON."""
-        return json.loads(self.out)
-
-
-class Rolloutq(Protocol):
-    """What the fixture `rolloutq` is."""
-
-    def __call__(self, *words: str) -> Ran: ...
-
-
-@pytest.fixture
-def rolloutq(url: str, pool: str, capsys: pytest.CaptureFixture[str]) -> Rolloutq:
-    """Run a command on the test's own pool, unless its words say another."""
-
-    def ran(*words: str) -> Ran:
-        where = {"--url": url, "--pool": pool}
-        given = [
-            word for flag, value in where.items() if flag not in words for word in (flag, value)
-        ]
-        capsys.readouterr()
-        code = run([*words, *given])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    return ran
 
 
 @pytest.fixture

@@ -72,6 +72,21 @@ def test_up_replaces_a_dead_worker_and_ends_cleanly(tmp_path: Path) -> None:
         assert process.left() == []
 
 
+def test_up_lets_go_who_was_told_to_leave_and_ends_with_the_last(tmp_path: Path) -> None:
+    port = free_port()
+    with up(tmp_path, port, "--workers", "2") as process:
+        process.wait_for("ready.")
+        with Client(f"redis://127.0.0.1:{port}/0", pool="default") as client:
+            client.control("shutdown", worker="w1").result(ANSWER_S)
+            process.wait_for("worker w1 has left as it was told to; no other takes its place")
+            assert list(client.fleet().result(ANSWER_S).workers) == ["w2"]
+            client.control("shutdown", now=True).result(ANSWER_S)
+        assert process.wait() == GOOD
+        assert "all workers have left, ending" in process.output
+        assert "another starts" not in process.output
+        assert process.left() == []
+
+
 def test_interrupted_up_leaves_nothing_running(tmp_path: Path) -> None:
     with up(tmp_path, free_port()) as process:
         process.wait_for("serving pool default")

@@ -12,7 +12,10 @@ from protocols import codec
 from protocols.dialects import DIALECTS
 from protocols.errors import (
     ConfigError,
+    ControlBusy,
+    ControlRefused,
     DeadlineExceeded,
+    InvalidCommand,
     InvalidRequest,
     JobConflict,
     JobNotFound,
@@ -52,6 +55,9 @@ def refused_reply() -> Reply:
         (ConfigError, USAGE),
         (InvalidRequest, USAGE),
         (JobConflict, USAGE),
+        (InvalidCommand, USAGE),
+        (ControlRefused, FAILED),
+        (ControlBusy, FAILED),
         (JobNotFound, FAILED),
         (DeadlineExceeded, FAILED),
         (ResultTimeout, FAILED),
@@ -65,11 +71,11 @@ def test_every_error_has_its_exit_code(error: type[RolloutError], code: int) -> 
 def test_bare_command_shows_all_commands(capsys: Captured) -> None:
     assert run([]) == GOOD
     shown = capsys.readouterr().out
-    for name in ("demo", "up", "worker", "submit", "job", "cancel", "status"):
+    for name in ("demo", "up", "worker", "submit", "job", "cancel", "control", "status"):
         assert f" {name} " in shown
 
 
-@pytest.mark.parametrize("name", ["demo", "up", "submit", "job", "cancel", "status"])
+@pytest.mark.parametrize("name", ["demo", "up", "submit", "job", "cancel", "control", "status"])
 def test_every_command_has_help(name: str, capsys: Captured) -> None:
     assert run([name, "--help"]) == GOOD
     assert f"rolloutq {name}" in capsys.readouterr().out
@@ -94,6 +100,8 @@ def test_every_command_has_help(name: str, capsys: Captured) -> None:
         (["submit", "--prompt", "hi", "--url", "http://somewhere"], "redis://"),
         (["status", "--pool", "No Pool"], "No Pool"),
         (["status", "--url", "nonsense"], "redis://"),
+        (["control", "pause", "--wait", "-1"], "--wait"),
+        (["control", "pause", "--pool", "No Pool"], "No Pool"),
         (["up", "--port", "0"], "--port"),
         (["up", "--workers", "0"], "--workers"),
         (["up", "--pool", "No Pool"], "No Pool"),
