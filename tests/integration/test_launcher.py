@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from redis import Redis
 
 from producer_sdk import Client
-from tests.command import CommandProcess
+from tests.command import ROOT, CommandProcess
 from tests.job_body import chat, scripted
 
 pytestmark = pytest.mark.timeout(180)
@@ -55,6 +57,25 @@ def test_each_group_has_a_worker_that_sees_its_gpus_alone(
         assert seen == {"box-0": "0,1", "box-1": "2,3"}
         with Client(url, pool=pool) as client:
             assert client.submit(chat("hi")).result(timeout=30).status == "completed"
+
+
+def test_a_probe_asks_for_all_workers_of_the_launcher(tmp_path: Path, url: str, pool: str) -> None:
+    def probe(gpus: str) -> tuple[int, str]:
+        words = ("--probe", "health", "--url", url, "--pool", pool, "--gpus", gpus)
+        done = subprocess.run(
+            [sys.executable, "-m", "worker", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout.strip()
+
+    with launched(tmp_path, url, pool, "--gpus", "0-1") as launcher:
+        launcher.wait_for("ready: 2 workers")
+        assert probe("0-1") == (0, "2 of 2 workers: health: ok")
+        assert probe("0-2") == (1, "2 of 3 workers: health: ok")
 
 
 def test_a_worker_that_dies_is_replaced_and_the_other_goes_on(
