@@ -194,6 +194,7 @@ async def test_missing_rights_are_told_at_once(code: str) -> None:
         with pytest.raises(ServerUnavailable) as refused:
             await link.call("FCALL")
         assert f"Redis at 127.0.0.1:{server.port} refuses this user" in refused.value.message
+        assert "in the URL" in refused.value.message
         assert refused.value.retry_after_s is None
         assert server.requests == ["FCALL"]
 
