@@ -48,6 +48,7 @@ _PASSING_CODES = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCON
 _OPTIONS = ("db", "username", "password")
 """What may follow a URL's `?`, beside those of TLS."""
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutError)
+_HUNG_UP = (ConnectionResetError, BrokenPipeError, EOFError)
 
 log = logging.getLogger("rolloutq.link")
 
@@ -75,7 +76,7 @@ def check_url(url: str) -> dict[str, Any]:
     if url in _memory:
         return {"connection_class": _memory[url], "path": url}
     try:
-        _check_parts(url)
+        told = _options(url)
         options = dict(parse_url(url))
     except ValueError:
         raise ConfigError(
@@ -84,24 +85,28 @@ def check_url(url: str) -> dict[str, Any]:
             "%40 %3A %2F %3F %23 %25)",
             param="url",
         ) from None
-    if options.get("connection_class") is SSLConnection:
-        return options | tls.tls_options(options)
-    return options
+    secure = options.get("connection_class") is SSLConnection
+    return options | (tls.tls_options(told) if secure else {})
 
 
-def _check_parts(url: str) -> None:
-    """Raises ValueError where a password would be read as something else, ConfigError for an unknown option."""
+def _options(url: str) -> dict[str, str]:
+    """What follows a URL's `?`.
+
+    Raises ConfigError where one is unknown, ValueError where a password would be read as something else.
+    """
     parts = urlsplit(url)
     if parts.scheme != "unix" and "@" in url and "@" not in parts.netloc:
         raise ValueError("@ outside of user and host")
     known = (*_OPTIONS, *(tls.OPTIONS if parts.scheme == "rediss" else ()))
-    for option in parse_qs(parts.query, keep_blank_values=True):
-        if option in tls.OPTIONS and option not in known:
-            raise ConfigError(f"url: {option} is for rediss://, which is TLS", param="url")
-        if option not in known:
+    told = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    for name in told:
+        if name in tls.OPTIONS and name not in known:
+            raise ConfigError(f"url: {name} is for rediss://, which is TLS", param="url")
+        if name not in known:
             raise ConfigError(
                 f"url: unknown option after `?`; there are {', '.join(known)}", param="url"
             )
+    return told
 
 
 def address_of(url: str) -> str:
@@ -222,13 +227,15 @@ class Link:
 
     def _question(self, error: Exception) -> str:
         """What may be wrong where there is no contact."""
-        gone = (ConnectionResetError, BrokenPipeError, EOFError)
-        hung_up = any(isinstance(cause, gone) for cause in tls.causes(error))
-        if self.opened or not (hung_up or "closed by server" in str(error)):
-            return "is it running, and is the URL right?"
-        if issubclass(self._kind, SSLConnection):
+        secure, found = issubclass(self._kind, SSLConnection), [*tls.causes(error)]
+        gone = any(isinstance(cause, _HUNG_UP) for cause in found) or "by server" in str(error)
+        if gone and secure and not self.opened:
             return "it hangs up; does it want a client certificate (ssl_certfile, ssl_keyfile)?"
-        return "it hangs up; is that a TLS port, which wants rediss://?"
+        if gone and not self.opened:
+            return "it hangs up; is that a TLS port, which wants rediss://?"
+        if secure and any(isinstance(cause, TimeoutError) for cause in found):
+            return "is it running, is the URL right, and does that port speak TLS?"
+        return "is it running, and is the URL right?"
 
     def _lost(self) -> ServerUnavailable:
         return ServerUnavailable(f"the connection to Redis at {self.address} was lost; judge anew")

@@ -15,19 +15,19 @@ _SWITCH = {"true": True, "false": False}
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 
-def tls_options(told: Mapping[str, Any]) -> dict[str, Any]:
+def tls_options(told: Mapping[str, str]) -> dict[str, Any]:
     """What redis-py is given for the options of a `rediss://` URL; raises ConfigError.
 
     The server's certificate and host name are verified unless the URL says otherwise; redis-py 5
     by itself would not look at the name.
     """
-    wanted = str(told.get("ssl_cert_reqs", "required"))
-    name = str(told.get("ssl_check_hostname", wanted == "required")).lower()
+    wanted = told.get("ssl_cert_reqs", "required")
+    name = told.get("ssl_check_hostname", "true").lower()
     if wanted not in ("required", "none"):
         raise _wrong("ssl_cert_reqs", "required or none")
     if name not in _SWITCH:
         raise _wrong("ssl_check_hostname", "true or false")
-    files = {option: str(told[option]) for option in FILES if option in told}
+    files = {option: told[option] for option in FILES if option in told}
     _check_files(files)
     verified = _SWITCH[name] and wanted == "required"
     return files | {"ssl_cert_reqs": wanted, "ssl_check_hostname": verified}
