@@ -312,7 +312,7 @@ async def test_a_channel_that_is_forbidden_is_told_once(caplog: pytest.LogCaptur
     refusal = b"-NOPERM No permissions to access a channel\r\n"
     async with linked(refusal, refusal, refusal, SILENCE) as (server, _):
         listener = Listener(f"redis://127.0.0.1:{server.port}/0", "bell", name="x")
-        listening = asyncio.create_task(anext(aiter(listener)))
+        listening = asyncio.create_task(_first(listener))
         while server.connections < 4:
             await server.asked()
         listening.cancel()
@@ -322,3 +322,9 @@ async def test_a_channel_that_is_forbidden_is_told_once(caplog: pytest.LogCaptur
     told = [record.getMessage() for record in caplog.records if record.name == "rolloutq.link"]
     assert len(told) == 1
     assert "no bell: No permissions" in told[0]
+
+
+async def _first(listener: Listener) -> str | None:
+    async for message in listener:
+        return message
+    return None
