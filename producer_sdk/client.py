@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer_sdk.control import WAIT_S, control, who
@@ -43,9 +43,11 @@ Value = TypeVar("Value")
 class Settings(BaseSettings):
     """By argument, then by environment: `ROLLOUTQ_URL`, `ROLLOUTQ_POOL` and so on."""
 
-    model_config = SettingsConfigDict(env_prefix="ROLLOUTQ_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ROLLOUTQ_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
-    url: str = "redis://localhost:6379/0"
+    url: str = Field(default="redis://localhost:6379/0", repr=False)
     pool: str = "default"
     run: str | None = None
     no_worker_s: float = 60.0

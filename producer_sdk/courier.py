@@ -40,6 +40,7 @@ WATCH_S = 2.5
 REREAD_MOST = 1000
 CLOSE_S = 10.0
 GOODBYE_S = 1.0
+REFUSED_PAUSE_S = 2.0
 
 Value = TypeVar("Value")
 ReplyFuture = concurrent.futures.Future[Reply]
@@ -261,6 +262,7 @@ class Courier:
                 finished = await broker.finished(self.inbox, most=INBOX_MOST, block_s=INBOX_BLOCK_S)
             except ServerUnavailable as error:
                 self._fail_all(error)
+                await asyncio.sleep(REFUSED_PAUSE_S)  # a refusal comes at once, and again
                 continue
             for job_id in finished:
                 if job_id in self._outstanding:

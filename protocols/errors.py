@@ -38,7 +38,15 @@ A message says what was wrong, why, and what to do. It travels to clients: it ne
 secret, a path or a traceback. Every error can be pickled.
 """
 
+import re
 from typing import ClassVar
+
+_LOGIN = re.compile(r"(?<=//)[^/\s]*@")
+
+
+def without_login(text: str) -> str:
+    """The text with users and passwords of URLs left out, for what others say of a command line."""
+    return _LOGIN.sub("", text)
 
 
 class RolloutError(Exception):

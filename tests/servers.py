@@ -70,7 +70,7 @@ class Server:
         return self._process.pid
 
     def start(self) -> None:
-        """Return when the server answers PING."""
+        """Return when the server answers PING, if only by asking for a password."""
         assert self._process is None, "the server runs already"
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
@@ -118,6 +118,6 @@ def _answers_ping(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as link:
             link.sendall(b"PING\r\n")
-            return link.recv(16).startswith(b"+PONG")
+            return link.recv(16).startswith((b"+PONG", b"-NOAUTH"))
     except OSError:
         return False

@@ -10,9 +10,15 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, CliSuppress, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    CliSuppress,
+    SettingsConfigDict,
+    SettingsError,
+)
 
-from protocols.errors import ConfigError
+from protocols.errors import ConfigError, without_login
 from protocols.queue.keys import Keys
 from protocols.queue.link import check_url
 
@@ -34,6 +40,8 @@ class Config(BaseSettings):
         cli_implicit_flags=True,
         extra="ignore",
         frozen=True,
+        hide_input_in_errors=True,
+        cli_exit_on_error=False,
     )
 
     probe: Literal["health", "ready"] | None = Field(
@@ -41,7 +49,7 @@ class Config(BaseSettings):
         description="serve nothing: tell whether the worker of --worker-id is healthy, or ready, "
         "and exit with 0 or 1",
     )
-    url: str = Field(default="redis://localhost:6379/0", description="the Redis server")
+    url: str = Field(default="redis://localhost:6379/0", description="the Redis server", repr=False)
     pool: str = Field(default="default", description="the pool to serve")
     engine: Literal["torch", "lmdeploy-server", "scripted"] = Field(
         default="torch", description="what generates"
@@ -143,8 +151,8 @@ class Config(BaseSettings):
     @classmethod
     def from_command(cls, argv: list[str]) -> Self:
         """From flags and environment; raises ConfigError that names the flag."""
-        source = CliSettingsSource[Config](cls, cli_parse_args=argv)
         try:
+            source = CliSettingsSource[Config](cls, cli_parse_args=argv)
             return cls(_cli_settings_source=source)  # pyright: ignore[reportCallIssue]
         except ValidationError as error:
             problems = [
@@ -152,6 +160,8 @@ class Config(BaseSettings):
                 for problem in error.errors()
             ]
             raise ConfigError("; ".join(problems)) from None
+        except SettingsError as error:
+            raise ConfigError(f"{without_login(str(error))}; see rolloutq worker --help") from None
 
 
 def _checked(value: str, check: Callable[[str], object]) -> str:

@@ -94,12 +94,20 @@ class Controller:
     def hear(self, told: Beaten) -> None:
         """Take in the desired state, where there is one, and new commands."""
         if told.desired and told.desired != self._known:
-            self._known = told.desired
-            self.wanted = Desired.of(told.desired, self._worker)
+            self._want(told.desired)
         for command in filter(None, map(command_of, told.news)):
             if command.worker in (None, self._worker) and command.verb != "cancel":
                 self._heed(command, told.now_ms)
         self._news.set()
+
+    def _want(self, desired: dict[str, str]) -> None:
+        try:
+            self.wanted = Desired.of(desired, self._worker)
+        except msgspec.ValidationError as error:
+            # somebody wrote it by hand: the control step would not
+            log.warning("the desired state is none (%s); following the one before", error)
+            return
+        self._known = desired
 
     def _heed(self, command: Command, now_ms: int) -> None:
         left_s = (command.until_ms - now_ms) / 1000

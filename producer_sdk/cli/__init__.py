@@ -19,6 +19,7 @@ from protocols.errors import (
     RequestError,
     RolloutError,
     ServerUnavailable,
+    without_login,
 )
 
 GOOD, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -53,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
             result_action="return_value",
         )
     except CycloptsError as error:
-        return _tell(f"{error} See `rolloutq --help`.", USAGE)
+        return _tell(f"{without_login(str(error))} See `rolloutq --help`.", USAGE)
     except RolloutError as error:
         return _tell(error.message, exit_code(error))
     except KeyboardInterrupt:

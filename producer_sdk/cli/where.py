@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
@@ -20,7 +20,9 @@ Value = TypeVar("Value")
 class Where:
     """A pool on a server."""
 
-    url: Annotated[str, Parameter(env_var="ROLLOUTQ_URL")] = "redis://localhost:6379/0"
+    url: Annotated[str, Parameter(env_var="ROLLOUTQ_URL")] = field(
+        default="redis://localhost:6379/0", repr=False
+    )
     """The Redis server."""
     pool: Annotated[str, Parameter(env_var="ROLLOUTQ_POOL")] = "default"
     """The pool: the workers that serve one model."""

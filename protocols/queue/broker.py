@@ -88,8 +88,8 @@ class Broker:
                     raise answer
             await self.link.call("HSETNX", self.keys.prefix, "schema", SCHEMA)
         except (ResponseError, ServerUnavailable) as error:
-            if isinstance(error, ServerUnavailable) and error.retry_after_s is not None:
-                raise  # nobody answers, whoever asks
+            if not isinstance(error.__cause__ or error, ResponseError):
+                raise  # nobody answers, or nobody is let in, whoever asks
             raise PoolNotPrepared(
                 f"pool {self.keys.pool} at {self.link.address} cannot be prepared: {error}; "
                 "start a worker (rolloutq worker) or `rolloutq up`, whose user may do it"

@@ -72,6 +72,15 @@ local function parsed(words)
   return { verb = verb, said = table.concat(said, ' '), given = given }
 end
 
+local UNSAID = { mode = 'release', memory = 'loaded', weights = '', uri = '', sha256 = '', generation = '0' }
+
+-- What is wanted; without a gate where nobody has said it yet.
+local function desired_of(P)
+  local desired = map_of(redis.call('HGETALL', P .. ':desired'))
+  for field, value in pairs(UNSAID) do desired[field] = desired[field] or value end
+  return desired
+end
+
 local function of_worker(desired, field, worker)
   return desired[field .. '@' .. worker] or desired[field]
 end
@@ -255,7 +264,7 @@ local function command(P, words, heard)
     local before = map_of(redis.call('HGETALL', P .. ':acks:' .. given.id))
     if before['@said'] then return answer_of(P, given.id, before) end
   end
-  local desired, live = map_of(redis.call('HGETALL', P .. ':desired')), live_workers(P, now)
+  local desired, live = desired_of(P), live_workers(P, now)
   local workers = live
   if asked.verb == 'cancel' then workers = {} end
   if given.worker then

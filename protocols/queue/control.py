@@ -101,28 +101,22 @@ async def audit(broker: Broker, *, most: int) -> list[Logged]:
 
 
 def command_of(row: list[Any]) -> Command | None:
-    """What `beat` tells of a command; None for one that was refused."""
+    """What `beat` tells of a command; None for one that was refused, or that no step has written."""
     command_id, flat = row
-    told = texts(flat)
-    if "refused" in told:
+    told: dict[str, str] = texts(flat)
+    fields = {"worker": None, "generation": None, **told, "id": command_id.decode()}
+    try:
+        return None if "refused" in told else msgspec.convert(fields, Command, strict=False)
+    except msgspec.ValidationError:
         return None
-    return Command(
-        id=command_id.decode(),
-        said=told["said"],
-        verb=told["verb"],
-        worker=told.get("worker"),
-        generation=int(told["generation"]) if "generation" in told else None,
-        until_ms=int(told["until_ms"]),
-        by=told["by"],
-    )
 
 
 def _logged(entry: str, told: dict[str, str]) -> Logged:
     return Logged(
         id=told.get("id", entry),
         at_ms=int(entry.partition("-")[0]),
-        said=told["said"],
-        by=told["by"],
+        said=told.get("said", ""),
+        by=told.get("by", "?"),
         generation=int(told["generation"]) if "generation" in told else None,
         refused=told.get("refused", ""),
     )

@@ -12,8 +12,9 @@ import random
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
+from urllib.parse import parse_qs, urlsplit
 
-from redis.asyncio.connection import Connection, parse_url
+from redis.asyncio.connection import Connection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -33,6 +34,7 @@ from redis.exceptions import (
 )
 
 from protocols.errors import ConfigError, ServerUnavailable
+from protocols.queue import tls
 
 Argument: TypeAlias = str | bytes | int | float
 Command: TypeAlias = Sequence[Argument]
@@ -43,7 +45,10 @@ ANSWER_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 _PASSING = (ReadOnlyError, ClusterDownError, TryAgainError)
 _PASSING_CODES = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY ")
+_OPTIONS = ("db", "username", "password")
+"""What may follow a URL's `?`, beside those of TLS."""
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutError)
+_HUNG_UP = (ConnectionResetError, BrokenPipeError, EOFError)
 
 log = logging.getLogger("rolloutq.link")
 
@@ -71,13 +76,37 @@ def check_url(url: str) -> dict[str, Any]:
     if url in _memory:
         return {"connection_class": _memory[url], "path": url}
     try:
-        return dict(parse_url(url))
+        told = _options(url)
+        options = dict(parse_url(url))
     except ValueError:
         raise ConfigError(
-            "url: not a Redis URL; it looks like redis://host:6379/0 "
-            "(rediss:// for TLS, unix:///path for a socket)",
+            "url: not a Redis URL; it looks like redis://host:6379/0 or redis://user:password@host:6379/0 "
+            "(rediss:// for TLS, unix:///path for a socket; @ : / ? # % of a password as "
+            "%40 %3A %2F %3F %23 %25)",
             param="url",
         ) from None
+    secure = options.get("connection_class") is SSLConnection
+    return options | (tls.tls_options(told) if secure else {})
+
+
+def _options(url: str) -> dict[str, str]:
+    """What follows a URL's `?`.
+
+    Raises ConfigError where one is unknown, ValueError where a password would be read as something else.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "unix" and "@" in url and "@" not in parts.netloc:
+        raise ValueError("@ outside of user and host")
+    known = (*_OPTIONS, *(tls.OPTIONS if parts.scheme == "rediss" else ()))
+    told = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    for name in told:
+        if name in tls.OPTIONS and name not in known:
+            raise ConfigError(f"url: {name} is for rediss://, which is TLS", param="url")
+        if name not in known:
+            raise ConfigError(
+                f"url: unknown option after `?`; there are {', '.join(known)}", param="url"
+            )
+    return told
 
 
 def address_of(url: str) -> str:
@@ -101,6 +130,12 @@ def _pass_cancellation(error: Exception) -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError from error
+
+
+def _leave_library_unsaid(connection: Connection) -> None:
+    """No CLIENT SETINFO: Redis 7.0 has none, so that an ACL for 7.0 cannot allow it; redis-py 5 and 8."""
+    for name in ("driver_info", "lib_name", "lib_version"):
+        setattr(connection, name, None)
 
 
 class Link:
@@ -154,12 +189,10 @@ class Link:
             while True:
                 try:
                     return await self._attempt(commands, ANSWER_S + block_s)
-                except (AuthenticationError, NoPermissionError) as error:
-                    raise ServerUnavailable(
-                        f"Redis at {self.address} refuses this user: {error}; check the user and "
-                        "password in the URL, and the ACL"
-                    ) from None
                 except (*_BROKEN, ResponseError) as error:
+                    refused = self._refused(error)
+                    if refused is not None:
+                        raise refused from (error if isinstance(error, ResponseError) else None)
                     if isinstance(error, ResponseError) and not _passes(error):
                         raise
                     _pass_cancellation(error)
@@ -169,13 +202,40 @@ class Link:
                     if loop.time() - began_s >= patience_s:
                         raise ServerUnavailable(
                             f"no Redis at {self.address} for {patience_s:g} s "
-                            f"({type(error).__name__}); is it running, and is the URL right?",
+                            f"({type(error).__name__}); {self._question(error)}",
                             retry_after_s=LONGEST_PAUSE_S,
                         ) from None
                     if pause_s == FIRST_PAUSE_S:
                         log.warning("no Redis at %s (%s); trying again", self.address, error)
                 await asyncio.sleep(random.uniform(0, pause_s))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _refused(self, error: Exception) -> ServerUnavailable | None:
+        """What to say where asking again would be in vain."""
+        where = f"Redis at {self.address}"
+        if isinstance(error, AuthenticationError):
+            return ServerUnavailable(
+                f"{where} refuses this user: {error}; check the user and password in the URL"
+            )
+        if isinstance(error, NoPermissionError):
+            return ServerUnavailable(
+                f"{where} refuses this user a command: {error}; use another user in the URL, or "
+                "let the ACL allow it"
+            )
+        trouble = None if self.opened else tls.tls_trouble(error)  # later, it may be a failover's
+        return ServerUnavailable(f"{where} {trouble}") if trouble else None
+
+    def _question(self, error: Exception) -> str:
+        """What may be wrong where there is no contact."""
+        secure, found = issubclass(self._kind, SSLConnection), [*tls.causes(error)]
+        gone = any(isinstance(cause, _HUNG_UP) for cause in found) or "by server" in str(error)
+        if gone and secure and not self.opened:
+            return "it hangs up; does it want a client certificate (ssl_certfile, ssl_keyfile)?"
+        if gone and not self.opened:
+            return "it hangs up; is that a TLS port, which wants rediss://?"
+        if secure and any(isinstance(cause, TimeoutError) for cause in found):
+            return "is it running, is the URL right, and does that port speak TLS?"
+        return "is it running, and is the URL right?"
 
     def _lost(self) -> ServerUnavailable:
         return ServerUnavailable(f"the connection to Redis at {self.address} was lost; judge anew")
@@ -232,6 +292,7 @@ class Link:
     async def _open(self) -> Connection:
         if self._connection is None:
             connection = self._kind(**self._options)
+            _leave_library_unsaid(connection)
             self._connection = connection
             await connection.connect()
             self.opened += 1
@@ -271,6 +332,9 @@ class Listener:
                     yield message
             except (*_BROKEN, RedisError) as error:
                 _pass_cancellation(error)
+                if isinstance(error, ResponseError) and pause_s == FIRST_PAUSE_S:
+                    channels = ", ".join(self._channels)
+                    log.warning("Redis at %s: no %s: %s", self._link.address, channels, error)
             await asyncio.sleep(random.uniform(0, pause_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

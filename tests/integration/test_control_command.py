@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from redis.exceptions import ResponseError
@@ -244,8 +245,11 @@ def test_a_lagging_worker_ends_where_the_last_of_quick_commands_leads(
 
 
 def test_continue_is_only_told_to_wait_while_workers_are_on_their_way(
-    three: Three, look: Look, states: Callable[..., list[str]]
+    three: Three, look: Look, states: Callable[..., list[str]], tmp_path: Path
 ) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"the scripted engine reads none of it")
+
     def order(*words: str) -> str:
         try:
             look("FCALL", "rolloutq_control", 1, look.keys.prefix, *words)
@@ -262,7 +266,7 @@ def test_continue_is_only_told_to_wait_while_workers_are_on_their_way(
         assert order("pause") == "accepted"
         assert order("offload", "level=2") == "accepted"
         assert order("onload") == "accepted"
-        assert order("update_weights", f"version={version}") == "accepted"
+        assert order("update_weights", f"version={version}", f"uri={weights}") == "accepted"
         assert go_on() == "accepted"
     wait_until(lambda: states(*three) == ["serving"] * 3, "all serve")
     keys = [look.keys.worker(worker.worker_id) for worker in three]

@@ -51,3 +51,20 @@ def test_what_was_seen_last_is_restored_at_once() -> None:
 
 def test_defaults_of_two_workers_differ_in_their_epoch() -> None:
     assert default_desired()["epoch"] != default_desired()["epoch"]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_desired_state_that_is_none_is_no_wish() -> None:
+    knowing = _controller()
+    good = {**default_desired(), "generation": "4"}
+    knowing.hear(_told(good))
+    knowing.hear(_told({**good, "gate": "ajar"}))
+    knowing.hear(_told({"by": "somebody"}))
+    assert knowing.to_restore() == good
+
+
+@pytest.mark.usefixtures("clock")
+def test_an_entry_that_no_step_has_written_is_no_command() -> None:
+    knowing = _controller()
+    knowing.hear(Beaten(0, default_desired(), "0-0", [[b"1-1", [b"verb", b"pause"]]]))
+    assert knowing.answers() == {}

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from protocols.errors import ConfigError, ServerUnavailable
 from protocols.queue import link as link_module
-from protocols.queue.link import Link, address_of, check_url
+from protocols.queue.link import Link, Listener, address_of, check_url
 
 LIMIT_S = 20
 HANG_UP, SILENCE = b"hang up", b"silence"
@@ -194,6 +194,7 @@ async def test_missing_rights_are_told_at_once(code: str) -> None:
         with pytest.raises(ServerUnavailable) as refused:
             await link.call("FCALL")
         assert f"Redis at 127.0.0.1:{server.port} refuses this user" in refused.value.message
+        assert "in the URL" in refused.value.message
         assert refused.value.retry_after_s is None
         assert server.requests == ["FCALL"]
 
@@ -284,10 +285,46 @@ def test_an_address_shows_where_and_not_who(url: str, address: str) -> None:
     assert address_of(url) == address
 
 
-@pytest.mark.parametrize("url", ["", "localhost", "http://me:s3cret@host", "redis//host"])
+NO_URLS = [
+    *("", "localhost", "http://me:s3cret@host", "redis//host"),
+    *("redis://me:12/s3cret@host", "redis://me:12#s3cret@host", "redis://me:12?s3cret@host"),
+]
+
+
+@pytest.mark.parametrize("url", NO_URLS)
 def test_what_is_no_url_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigError) as refused:
         check_url(url)
     assert refused.value.param == "url"
     assert "s3cret" not in str(refused.value)
     assert "redis://host:6379/0" in str(refused.value)
+
+
+def test_an_option_that_is_none_is_refused_and_not_dropped() -> None:
+    with pytest.raises(
+        ConfigError, match="unknown option after `\\?`; there are db, username, password"
+    ):
+        check_url("redis://host?socket_timeout=5")
+    assert check_url("redis://host?db=2")["db"] == 2
+
+
+async def test_a_channel_that_is_forbidden_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    refusal = b"-NOPERM No permissions to access a channel\r\n"
+    async with linked(refusal, refusal, refusal, SILENCE) as (server, _):
+        listener = Listener(f"redis://127.0.0.1:{server.port}/0", ["bell"], name="x")
+        listening = asyncio.create_task(_first(listener))
+        while server.connections < 4:
+            await server.asked()
+        listening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await listening
+        await listener.close()
+    told = [record.getMessage() for record in caplog.records if record.name == "rolloutq.link"]
+    assert len(told) == 1
+    assert "no bell: No permissions" in told[0]
+
+
+async def _first(listener: Listener) -> tuple[str, str] | None:
+    async for message in listener:
+        return message
+    return None

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,11 +71,19 @@ async def test_control_can_be_awaited(client: Client) -> None:
     assert set(answers.acks) == {"test-0", "test-1"}
 
 
-def test_the_whole_flow_of_an_update(client: Client) -> None:
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    """A file as the scripted engine wants it: it reads none of it."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    return str(file)
+
+
+def test_the_whole_flow_of_an_update(client: Client, weights: str) -> None:
     client.control("pause", mode="drain").result(LIMIT_S)
     client.control("offload", level=2).result(LIMIT_S)
     client.control("onload").result(LIMIT_S)
-    client.control("update_weights", version=7).result(LIMIT_S)
+    client.control("update_weights", version=7, uri=weights).result(LIMIT_S)
     client.control("continue").result(LIMIT_S)
     reply = client.submit(chat("new")).result(LIMIT_S)
     assert reply.policy_version == 7
@@ -111,12 +120,12 @@ def test_a_wrong_order_is_refused_at_once_with_what_comes_first(client: Client) 
         client.control("continue").result(LIMIT_S)
 
 
-async def test_continue_waits_for_a_worker_that_is_loading(client: Client) -> None:
+async def test_continue_waits_for_a_worker_that_is_loading(client: Client, weights: str) -> None:
     client.control("pause").result(LIMIT_S)
     loading = ("rollout:{default}:worker:late", "state", "paused", "memory", "loaded")
     now = await asked(client, "TIME")
     beaten_ms = int(now[0]) * 1000
-    client.control("update_weights", version=3).result(LIMIT_S)
+    client.control("update_weights", version=3, uri=weights).result(LIMIT_S)
     await asked(client, "HSET", *loading, "policy_version", 0, "doing", "update_weights")
     await asked(client, "ZADD", "rollout:{default}:workers", beaten_ms, "late")
     with pytest.raises(ControlBusy, match="worker late is at update_weights"):
