@@ -12,7 +12,7 @@ from typing import Self
 
 import msgspec
 
-from protocols.errors import EngineFailed
+from protocols.errors import EngineFailed, RolloutError
 from protocols.job import Segment
 from protocols.rollout_state import Logprobs, TokenIds
 
@@ -29,7 +29,7 @@ class SegmentStream:
         self._open = set(range(samples))
         self._given_up = given_up
         self._waiting: dict[int, list[Segment]] = {}
-        self._failure: EngineFailed | None = None
+        self._failure: RolloutError | None = None
         self._reader: asyncio.Future[None] | None = None
 
     def put(self, segment: Segment) -> None:
@@ -42,7 +42,7 @@ class SegmentStream:
         self._waiting.setdefault(index, []).append(segment)
         self._wake()
 
-    def fail(self, failure: EngineFailed) -> None:
+    def fail(self, failure: RolloutError) -> None:
         """Raise `failure` in the reader, once it has read what waits."""
         self._failure = failure
         self._wake()
