@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
+from protocols.cancellation import cancel
 from protocols.errors import EngineFailed, RolloutError
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, TokenIds
@@ -111,10 +112,7 @@ class Drawer:
 
     async def close(self) -> None:
         """End everything; streams that are open fail."""
-        tasks = {*self._tasks, *self._aborts}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*self._tasks, *self._aborts)  # again and again: lmdeploy swallows some
 
     def _give_up(self, sample: Sample) -> None:
         sample.ended = True
