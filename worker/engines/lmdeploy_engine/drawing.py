@@ -1,7 +1,7 @@
 """Samples on their way through lmdeploy: each has a session and a task of its own."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from protocols.cancellation import cancel
 from protocols.errors import EngineFailed, RolloutError
@@ -54,11 +54,17 @@ class Sample:
 class Drawer:
     """Draws as many samples at once as lmdeploy has handles; the others wait here, where they can be given up."""
 
-    def __init__(self, pipeline: Pipeline, slots: int, policy_version: Callable[[], int]) -> None:
-        """`policy_version`: of the weights that draw now."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        slots: int,
+        policy_version: Callable[[], int],
+        look: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`policy_version`: of the weights that draw now; `look` tells if lmdeploy is broken."""
         self._pipeline = pipeline
         self._free = asyncio.Semaphore(slots)
-        self._policy_version = policy_version
+        self._policy_version, self._look = policy_version, look
         self._tasks: dict[asyncio.Task[None], Sample] = {}
         self._aborts: set[asyncio.Task[None]] = set()
         self._forwarded_tokens = self._generated_tokens = 0
@@ -132,6 +138,7 @@ class Drawer:
             failure = EngineFailed("lmdeploy gave the sample up before its end")
         except RolloutError as error:
             failure = error
+            await self._look()  # first: whoever reads the failure must not send the job here again
         finally:
             if not sample.ended:
                 sample.ended = True

@@ -1,7 +1,6 @@
 """The worker's side of lmdeploy."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +92,7 @@ class LMDeployEngine:
         running = self._running = self._open(directory)
         self.context_tokens = running.room.context_tokens
         self.vocabulary = running.room.vocabulary
-        self._watching = asyncio.create_task(self._watch(running))
+        self._watching = asyncio.create_task(self._watch(running.drawer))
 
     async def close(self) -> None:
         """End lmdeploy and free the weights; open generations raise EngineFailed."""
@@ -208,7 +207,7 @@ class LMDeployEngine:
         stop_ids = pipeline.stop_ids | tokenizer.stop_ids
         return _Running(
             pipeline,
-            Drawer(pipeline, self._settings.slots, lambda: self.policy_version),
+            Drawer(pipeline, self._settings.slots, lambda: self.policy_version, self._look),
             Room(pipeline.context_tokens, pipeline.vocabulary, stop_ids),
             ModelFiles(directory, ties_embeddings=pipeline.ties_embeddings),
         )
@@ -238,18 +237,22 @@ class LMDeployEngine:
             self._broken.tell(failure)
             raise failure from error
 
-    async def _watch(self, running: _Running) -> None:
-        """Tell when lmdeploy has ended or takes no step any more; what is open fails then."""
-        while True:
+    async def _watch(self, drawer: "Drawer") -> None:
+        """Look after lmdeploy; once it is broken, what is open fails."""
+        while self._broken.failure is None:
             await asyncio.sleep(LOOK_S)
-            ailment = None if self._moving else await running.pipeline.ailment()
-            if ailment is not None:
-                break
-        self._broken.tell(
-            EngineFailed(f"lmdeploy is broken: {ailment} Its worker must be restarted")
-        )
-        with contextlib.suppress(asyncio.CancelledError):
-            await running.drawer.close()
+            await self._look()
+        await drawer.close()
+
+    async def _look(self) -> None:
+        """Tell if lmdeploy has ended, or takes no step any more."""
+        if self._running is None or self._moving:
+            return
+        ailment = await self._running.pipeline.ailment()
+        if ailment is not None:
+            self._broken.tell(
+                EngineFailed(f"lmdeploy is broken: {ailment} Its worker must be restarted")
+            )
 
 
 def capabilities(settings: Settings) -> frozenset[str]:
