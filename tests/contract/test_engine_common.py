@@ -13,12 +13,11 @@ from protocols.job import Segment
 from protocols.rollout_state import TokenIds
 from tests import engines
 from tests.plain_model import PlainModel, listed, of_tokens
-from tests.tiny_model import SIZES, VOCABULARY, save_tiny_model
+from tests.tiny_model import CONTEXT_TOKENS, VOCABULARY, save_tiny_model
 from tests.torch_engine_calls import LIMIT_S, PROMPT, Said, call, drain, read, say
 from worker.engines.base import Call, Engine
 
 TOLERATED = 1e-4
-CONTEXT = SIZES["max_position_embeddings"]
 MINIMUM = {
     "n",
     "max_tokens",
@@ -83,7 +82,7 @@ async def resume(engine: Engine, asked: Call, cuts: Sequence[int]) -> list[Rest]
 def test_what_every_engine_with_a_model_can_do(engine: Engine) -> None:
     assert engine.capabilities >= MINIMUM
     assert (engine.model, engine.vocabulary) == ("tiny-llama", VOCABULARY)
-    assert engine.context_tokens == CONTEXT
+    assert engine.context_tokens == CONTEXT_TOKENS
 
 
 async def test_each_token_has_its_log_probability_and_version(engine: Engine) -> None:
@@ -111,9 +110,9 @@ async def test_the_likeliest_tokens_and_all_log_probabilities_are_those_of_trans
     ids=",".join,
 )
 async def test_log_probabilities_are_of_the_policy_as_it_is(
-    engine: Engine, plain: PlainModel, params: dict[str, float]
+    engine: Engine, plain: PlainModel, params: dict[str, object]
 ) -> None:
-    samples = await say(engine, n=2, max_tokens=30, min_tokens=30, **params)
+    samples = await say(engine, PROMPT, n=2, max_tokens=30, min_tokens=30, **params)
     expected = plain.logprobs([PROMPT] * 2, [one.ids for one in samples])
     for said, logprobs in zip(samples, expected, strict=True):
         assert said.logprobs == pytest.approx(of_tokens(logprobs, said.ids), abs=TOLERATED)
@@ -211,15 +210,17 @@ async def test_no_stop_token_comes_before_min_tokens(engine: Engine) -> None:
 
 async def test_a_full_context_ends_a_sample_as_length(engine: Engine) -> None:
     for params in ({"max_tokens": 1000}, {"max_tokens": None}):
-        (said,) = await say(engine, range(CONTEXT - 16), min_tokens=1000, **params)
+        (said,) = await say(engine, range(CONTEXT_TOKENS - 16), min_tokens=1000, **params)
         assert (len(said.ids), said.finish_reason) == (16, "length")
-    (last,) = await say(engine, range(CONTEXT - 1), min_tokens=1)
+    (last,) = await say(engine, range(CONTEXT_TOKENS - 1), min_tokens=1)
     assert (len(last.ids), last.finish_reason) == (1, "length")
 
 
 async def test_what_no_engine_could_take_is_refused(engine: Engine) -> None:
-    with pytest.raises(ContextLengthExceeded, match=f"{CONTEXT} tokens and the context {CONTEXT}"):
-        engine.generate(call([1] * CONTEXT))
+    with pytest.raises(
+        ContextLengthExceeded, match=f"{CONTEXT_TOKENS} tokens and the context {CONTEXT_TOKENS}"
+    ):
+        engine.generate(call([1] * CONTEXT_TOKENS))
     with pytest.raises(InvalidRequest, match="no tokens"):
         engine.generate(call([]))
     with pytest.raises(InvalidRequest, match=f"token id {VOCABULARY}"):
@@ -308,7 +309,7 @@ async def test_a_sample_that_is_whole_ends_at_once(engine: Engine) -> None:
     (free,) = await say(engine, max_tokens=40, min_tokens=40)
     full = kept_call(call(max_tokens=40), [free.ids])
     stopped = kept_call(call(stop_token_ids=(free.ids[4],), max_tokens=40), [free.ids[:5]])
-    filled = kept_call(call(range(CONTEXT - 16), max_tokens=None), [free.ids[:16]])
+    filled = kept_call(call(range(CONTEXT_TOKENS - 16), max_tokens=None), [free.ids[:16]])
     before = engine.counters()
     for asked, reason in ((full, "length"), (stopped, "stop"), (filled, "length")):
         (rest,) = await resume(engine, asked, [len(asked.kept[0])])
