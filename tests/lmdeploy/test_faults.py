@@ -6,15 +6,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from producer_sdk import Client, JobStatus
-from protocols.errors import ContextLengthExceeded, EngineFailed, RolloutError
+from protocols.errors import (
+    ContextLengthExceeded,
+    EngineFailed,
+    InvalidRequest,
+    RolloutError,
+    WeightsRefused,
+)
 from protocols.queue.broker import Broker
+from tests.lmdeploy.cpu_shim import install_once
 from tests.lmdeploy.stub_engine import POISON, Fault, install
 from tests.queue_fixtures import broker, client
 from tests.tiny_model import save_tiny_model
 from tests.torch_engine_calls import LIMIT_S, Said, call, read
 from worker.config import Config
+from worker.engines.base import Weights
 from worker.engines.lmdeploy_engine import LMDeployEngine, Settings
 from worker.service import Service
 
@@ -94,6 +103,39 @@ async def test_an_engine_that_has_ended_says_so_and_draws_nothing_more(
         assert "must be restarted" in failure.message
         with pytest.raises(EngineFailed, match=reason):
             engine.generate(call(GOOD))
+
+
+async def test_a_step_of_the_real_engine_that_breaks_ends_it(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB at 0xdeadbeef")
+
+    install_once()
+    async with running(model) as engine:
+        await read(engine.generate(call(GOOD)))
+        processor = "lmdeploy.pytorch.engine.logits_process.FusedLogitsProcessor.sampling"
+        monkeypatch.setattr(processor, sample)
+        open_ones = [asyncio.create_task(read(engine.generate(call(GOOD)))) for _ in range(6)]
+        async with asyncio.timeout(LIMIT_S):
+            failure = await engine.breakdown()
+            failures = await asyncio.gather(*open_ones, return_exceptions=True)
+    assert "(OutOfMemoryError) Its worker must be restarted" in failure.message
+    assert "0xdeadbeef" not in failure.message
+    assert {type(one) for one in failures} == {EngineFailed}
+
+
+async def test_an_engine_on_several_gpus_keeps_its_weights(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, None)
+    engine = LMDeployEngine(Settings(model=str(model), tp=2))
+    await engine.start()
+    with pytest.raises(InvalidRequest, match="must not be discarded"):
+        await engine.offload(2)
+    with pytest.raises(WeightsRefused, match="one GPU alone"):
+        await engine.update_weights(Weights(1, str(model)))
+    await engine.close()
 
 
 async def test_an_abort_that_is_lost_is_repeated(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from protocols.errors import ConfigError, EngineFailed
+from protocols.errors import ConfigError, EngineFailed, UnsupportedOption
 from protocols.rollout_state import SampleParams, TokenIds
 from worker.config import Config
 from worker.engines import build
@@ -63,6 +63,12 @@ async def test_an_engine_that_was_not_started_generates_nothing() -> None:
     with pytest.raises(EngineFailed, match="not running"):
         engine.generate(Call(TokenIds([1]), SampleParams()))
     await engine.close()
+
+
+async def test_the_weights_of_turbomind_stay_where_they_are() -> None:
+    engine = LMDeployEngine(Settings(model="m", backend="turbomind"))
+    with pytest.raises(UnsupportedOption, match="TurboMind"):
+        await engine.offload(1)
 
 
 def test_to_name_the_engine_imports_neither_lmdeploy_nor_torch() -> None:

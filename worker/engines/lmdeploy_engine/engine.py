@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from protocols.cancellation import cancel
-from protocols.errors import EngineFailed, InvalidRequest, OutOfMemory, WeightsRefused
+from protocols.errors import (
+    EngineFailed,
+    InvalidRequest,
+    OutOfMemory,
+    UnsupportedOption,
+    WeightsRefused,
+)
 from worker.engines.base import Call, Counters, Generation, Memory, Tokenizer, Weights
 from worker.engines.breakdown import Breakdown
 from worker.engines.torch_engine.checkpoint import locate, stay_offline
@@ -144,7 +150,11 @@ class LMDeployEngine:
             await self._move(running, fill, "loaded")
 
     async def offload(self, level: int) -> None:
-        """Free the GPU's memory; see `Engine`."""
+        """Free the GPU's memory; see `Engine`. Raises UnsupportedOption on TurboMind."""
+        if "offload" not in self.capabilities:
+            raise UnsupportedOption(
+                "offload: TurboMind's weights cannot be moved; the PyTorch backend's can"
+            )
         async with self._one_order:
             running = self._started()
             memory = after_offload(self.memory, level)
