@@ -86,13 +86,21 @@ async def test_weights_of_another_precision_are_taken(
     assert ids != old
 
 
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [("load", RuntimeError("at 0xdeadbeef")), ("wake", OutOfMemory("at 0xdeadbeef"))],
+)
 async def test_should_lmdeploy_fail_in_the_middle_the_engine_is_broken(
-    engine: LMDeployEngine, trained: Path, monkeypatch: pytest.MonkeyPatch
+    engine: LMDeployEngine,
+    trained: Path,
+    step: str,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("at 0xdeadbeef")
+        raise error
 
-    monkeypatch.setattr(Pipeline, "load", fail)
+    monkeypatch.setattr(Pipeline, step, fail)
     with pytest.raises(EngineFailed, match="while its weights were moved"):
         await engine.update_weights(Weights(1, str(trained)))
     async with asyncio.timeout(LIMIT_S):
@@ -101,6 +109,27 @@ async def test_should_lmdeploy_fail_in_the_middle_the_engine_is_broken(
     with pytest.raises(EngineFailed, match="must be restarted"):
         engine.generate(call())
     assert engine.policy_version == 0
+
+
+async def test_an_order_that_is_given_up_in_the_middle_breaks_the_engine(
+    engine: LMDeployEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        asleep.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Pipeline, "sleep", hang)
+    order = asyncio.create_task(engine.offload(1))
+    async with asyncio.timeout(LIMIT_S):
+        await asleep.wait()
+        order.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await order
+        assert "(CancelledError)" in (await engine.breakdown()).message
+    with pytest.raises(EngineFailed, match="must be restarted"):
+        engine.generate(call())
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -14,7 +14,8 @@ Limits, beside those of the hardware:
 - `forwarded_tokens` counts what is known from outside: positions submitted and not found in the prefix cache, and
   tokens drawn; not what lmdeploy forwards again when it runs out of cache blocks.
 - Weights are replaced on one GPU only (`--tp 1`), on the PyTorch backend. What the files tell is checked before
-  anything is touched; should lmdeploy fail while it copies them, the old ones are lost, and the worker leaves.
+  anything is touched; should lmdeploy fail while it copies them, the old ones are lost, and the worker leaves. An
+  update of loaded weights moves these to host memory first, which holds both for a while.
 - Loading the model holds the event loop up, so a worker that starts says that it is stuck.
 - TurboMind's weights cannot be moved or replaced. Whether its log-probabilities are those before temperature is
   lmdeploy's affair; the PyTorch backend's are.

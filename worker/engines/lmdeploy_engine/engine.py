@@ -184,7 +184,7 @@ class LMDeployEngine:
                     raise
 
             if memory != self.memory:
-                await self._move(running, wake, memory)
+                await self._move(running, wake, memory, undone=(OutOfMemory,))
 
     def counters(self) -> Counters:
         """Its load and its totals."""
@@ -223,29 +223,40 @@ class LMDeployEngine:
         )
 
     async def _move(
-        self, running: _Running, act: Callable[[], Awaitable[None]], memory: Memory
+        self,
+        running: _Running,
+        act: Callable[[], Awaitable[None]],
+        memory: Memory,
+        undone: tuple[type[Exception], ...] = (),
     ) -> None:
-        """Change the weights by `act` while nothing is drawn; then the memory is `memory`."""
+        """Change the weights by `act` while nothing is drawn; then the memory is `memory`.
+
+        `undone`: errors after which all is as before; any other breaks the engine.
+        """
         self._moving = True
         try:
             await running.drawer.rest(REST_LIMIT_S)
-            await self._act(act)
+            await self._act(act, undone)
             self.memory = memory
         finally:
             self._moving = False
 
-    async def _act(self, act: Callable[[], Awaitable[None]]) -> None:
+    async def _act(
+        self, act: Callable[[], Awaitable[None]], undone: tuple[type[Exception], ...]
+    ) -> None:
         try:
             await act()
-        except OutOfMemory:
+        except undone:
             raise
-        except Exception as error:
-            # whatever broke it, nobody knows which weights are there now
+        except BaseException as error:
+            # whatever broke it, a cancellation included, nobody knows which weights are there now
             failure = EngineFailed(
                 f"lmdeploy failed while its weights were moved ({type(error).__name__}); its worker must be restarted"
             )
             self._broken.tell(failure)
-            raise failure from error
+            if isinstance(error, Exception):
+                raise failure from error
+            raise
 
     async def _watch(self, drawer: "Drawer") -> None:
         """Look after lmdeploy; once it is broken, what is open fails."""
