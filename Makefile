@@ -7,6 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 PINS := pyproject.toml constraints-cpu.txt
+LMDEPLOY_TESTS := tests/lmdeploy tests/contract/test_engine_common.py tests/contract/test_engine_weights.py
 INSTALL = -m pip install --disable-pip-version-check --no-input
 # Of pip's many lines, the large downloads and the step after them: enough to see that it moves.
 PROGRESS = | { grep --line-buffered -E '^ *Downloading .* MB\)|^Installing collected' | cut -c -79 || true; }
@@ -41,6 +42,10 @@ test-redis5: .venv-redis5/.dev ## The tests against servers with redis-py 5.3.1,
 	@echo '== tests/integration with redis-py 5.3.1'
 	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration
 
+test-lmdeploy: .venv-lmdeploy/.dev ## The tests of the engine lmdeploy, whose PyTorch engine runs on the CPU
+	@echo '== tests/lmdeploy, and the suite of all engines'
+	@.venv-lmdeploy/bin/pytest -o filterwarnings=default $(LMDEPLOY_TESTS)
+
 bench: .venv/.dev ## What the queue costs beside a bare pipeline
 	@$(BIN)/python benchmarks/queue_overhead.py
 
@@ -70,6 +75,11 @@ clean: ## Remove caches and builds; the virtual environments stay
 	@set -o pipefail; .venv-redis5/bin/python $(INSTALL) -c .venv-redis5/constraints.txt -e '.[batch,embedded,test]' $(PROGRESS)
 	@touch $@
 
+.venv-lmdeploy/.dev: .venv-lmdeploy/.made pyproject.toml tests/lmdeploy/install tests/lmdeploy/constraints.txt
+	@echo '== installing lmdeploy into .venv-lmdeploy (about 400 MB, some minutes the first time)'
+	@tests/lmdeploy/install .venv-lmdeploy
+	@touch $@
+
 %/.made:
 	@command -v '$(PYTHON)' > /dev/null || \
 	  { echo 'There is no $(PYTHON): install Python 3.11 or newer, or name one: make PYTHON=/path/to/python'; exit 1; }
@@ -82,4 +92,4 @@ clean: ## Remove caches and builds; the virtual environments stay
 	@touch $@
 
 .PRECIOUS: %/.made
-.PHONY: help demo test check faults states test-redis5 bench format clean
+.PHONY: help demo test check faults states test-redis5 test-lmdeploy bench format clean

@@ -87,12 +87,18 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     started: list[WorkerProcess] = []
 
     def start(
-        url: str, pool: str, *, engine: str = "scripted", **flags: str | float
+        url: str,
+        pool: str,
+        *,
+        engine: str = "scripted",
+        module: str = "worker",
+        **flags: str | float,
     ) -> WorkerProcess:
         worker_id = f"w{len(started)}-{uuid.uuid4().hex[:6]}"
         told = {name.replace("_", "-"): str(value) for name, value in flags.items()}
         log = tmp_path / f"{worker_id}.log"
-        started.append(WorkerProcess(url, pool, worker_id, {"engine": engine, **told}, log))
+        told["engine"] = engine
+        started.append(WorkerProcess(url, pool, worker_id, told, log, module))
         return started[-1]
 
     yield start

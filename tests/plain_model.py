@@ -1,4 +1,4 @@
-"""The reference for the torch engine: transformers alone, on the same weights."""
+"""The reference for engines: transformers alone, on the same weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,19 +37,25 @@ class PlainModel:
         responses: list[list[int]] = listed(made[:, width:])
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in responses]
 
-    def logprobs(
+    def logits(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     ) -> list[Tensor]:
-        """Log-probabilities of every token where the responses are: `[response tokens, vocabulary]` each."""
+        """Of every token where the responses are: `[response tokens, vocabulary]` each."""
         whole = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
         width = max(map(len, whole))
         padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in whole])
         with torch.inference_mode():
             logits = self._network(padded).logits
         return [
-            logits[i, len(prompt) - 1 : len(whole[i]) - 1].log_softmax(-1)
+            logits[i, len(prompt) - 1 : len(whole[i]) - 1].clone()
             for i, prompt in enumerate(prompts)
         ]
+
+    def logprobs(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Log-probabilities of every token where the responses are: `[response tokens, vocabulary]` each."""
+        return [one.log_softmax(-1) for one in self.logits(prompts, responses)]
 
 
 def of_tokens(logprobs: Tensor, ids: Sequence[int]) -> list[float]:

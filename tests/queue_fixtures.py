@@ -86,7 +86,7 @@ def serve(start_worker: StartWorker, broker: Broker, url: str, pool: str) -> Ser
     """Start scripted workers on an open pool."""
 
     def start(**flags: float) -> WorkerProcess:
-        worker = start_worker(url, pool, engine="scripted", **flags)
+        worker = start_worker(url, pool, engine="scripted", module="worker", **flags)
         worker.wait_ready()
         return worker
 

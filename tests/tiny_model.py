@@ -30,6 +30,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
 VOCABULARY = 320
+CONTEXT_TOKENS = 256
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -37,7 +38,7 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": CONTEXT_TOKENS,
     "bos_token_id": None,
     "eos_token_id": 0,
     "pad_token_id": 0,

@@ -1,4 +1,4 @@
-"""Workers as processes, `python -P -m worker`, that a test starts, watches and kills."""
+"""Workers as processes, `python -P -m worker` or another module, that a test starts, watches and kills."""
 
 import os
 import subprocess
@@ -18,7 +18,13 @@ class WorkerProcess:
     """A running worker; `worker_id` is the name it registers under."""
 
     def __init__(
-        self, url: str, pool: str, worker_id: str, flags: dict[str, str], log: Path
+        self,
+        url: str,
+        pool: str,
+        worker_id: str,
+        flags: dict[str, str],
+        log: Path,
+        module: str = "worker",
     ) -> None:
         self.url = url
         self.pool = pool
@@ -29,7 +35,7 @@ class WorkerProcess:
         kept = {name: text for name, text in os.environ.items() if not name.startswith("ROLLOUTQ_")}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "worker", *arguments],
+                [sys.executable, "-P", "-m", module, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
@@ -82,7 +88,13 @@ class StartWorker(Protocol):
     """What the fixture `start_worker` is; flags are the worker's: `lease_s=2` is `--lease-s 2`."""
 
     def __call__(
-        self, url: str, pool: str, *, engine: str = "scripted", **flags: str | float
+        self,
+        url: str,
+        pool: str,
+        *,
+        engine: str = "scripted",
+        module: str = "worker",
+        **flags: str | float,
     ) -> WorkerProcess:
         """Start a worker and return at once."""
         ...

@@ -51,7 +51,7 @@ class Config(BaseSettings):
     )
     url: str = Field(default="redis://localhost:6379/0", description="the Redis server", repr=False)
     pool: str = Field(default="default", description="the pool to serve")
-    engine: Literal["torch", "lmdeploy-server", "scripted"] = Field(
+    engine: Literal["torch", "lmdeploy", "lmdeploy-server", "scripted"] = Field(
         default="torch", description="what generates"
     )
     model: str = Field(
@@ -102,7 +102,17 @@ class Config(BaseSettings):
     kv_memory_bytes: int = Field(
         default=4 * 1024**3, ge=2**20, description="torch: most memory for KV"
     )
+    backend: Literal["pytorch", "turbomind"] = Field(
+        default="pytorch", description="lmdeploy: its engine"
+    )
     tp: int = Field(default=1, ge=1, le=1024, description="lmdeploy: GPUs that share each layer")
+    ep: int = Field(default=1, ge=1, le=1024, description="lmdeploy: GPUs that share the experts")
+    cache_ratio: float = Field(
+        default=0.8, gt=0, lt=1, description="lmdeploy: share of the free GPU memory for KV"
+    )
+    prefix_caching: bool = Field(
+        default=True, description="lmdeploy: keep the KV of common beginnings"
+    )
     gpus: str = Field(
         default="", description="as 0-7: one worker process for each --tp of these GPUs"
     )

@@ -106,11 +106,15 @@ class Service:
     async def _serve(self, consumer: Consumer, steps: Steps, writing: Link) -> None:
         taking = asyncio.create_task(consumer.run())
         leaving = asyncio.create_task(self._leave.wait())
-        await asyncio.wait([taking, leaving], return_when=asyncio.FIRST_COMPLETED)
+        breaking = asyncio.create_task(self.engine.breakdown())
+        await asyncio.wait([taking, leaving, breaking], return_when=asyncio.FIRST_COMPLETED)
         steps.life, writing.outage_s = "draining", LEAVING_S
+        if breaking.done():
+            self._failure = breaking.result()
+            log.error("worker %s leaves: %s", self.config.worker_id, self._failure)
         if taking.done():
             self._failure = self._failure or _exception_of(taking)
-        await cancel(taking, leaving)
+        await cancel(taking, leaving, breaking)
         await consumer.drain(self.config.grace_s, self._hurry)
 
     async def _say_goodbye(self, broker: Broker) -> None:

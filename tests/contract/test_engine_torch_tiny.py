@@ -330,6 +330,8 @@ async def test_a_broken_step_fails_every_reader_and_the_engine_refuses_more(
     assert "0xdeadbeef" in caplog.text
     with pytest.raises(EngineFailed, match="restarted"):
         engine.generate(call())
+    async with asyncio.timeout(LIMIT_S):
+        assert "restarted" in (await engine.breakdown()).message
 
 
 async def test_closing_the_engine_fails_what_is_open_and_ends_its_thread(model: Path) -> None:

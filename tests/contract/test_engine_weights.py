@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from protocols.errors import EngineBusy, EngineFailed, InvalidRequest, WeightsRefused
+from tests import engines
 from tests.tiny_model import altered, save_tiny_model
 from tests.torch_engine_calls import call as call_of
-from tests.torch_engine_calls import drain, running, say
+from tests.torch_engine_calls import drain, say
 from tests.trained_weights import of_file, to_file
 from worker.engines.base import Engine, Weights
-from worker.engines.scripted import ScriptedEngine
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,9 @@ def other(model: Path) -> Path:
     return altered(model, model.with_name("other"), lambda _: None) / "model.safetensors"
 
 
-@pytest.fixture(params=["scripted", "torch"])
+@pytest.fixture(params=engines.ALL)
 async def engine(request: pytest.FixtureRequest, model: Path) -> AsyncIterator[Engine]:
-    if request.param == "scripted":
-        yield ScriptedEngine()
-        return
-    async with running(model, slots=2) as started:
+    async with engines.running(request.param, model) as started:
         yield started
 
 

@@ -10,6 +10,10 @@ def build(config: Config) -> Engine:
         from worker.engines.scripted import ScriptedEngine
 
         return ScriptedEngine(policy_version=config.policy_version)
+    if config.engine == "lmdeploy":
+        from worker.engines.lmdeploy_engine import build as build_lmdeploy
+
+        return build_lmdeploy(config)
     if config.engine == "lmdeploy-server":
         from worker.engines.lmdeploy_server import build as build_lmdeploy_server
 

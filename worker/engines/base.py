@@ -11,6 +11,7 @@ import msgspec
 
 from protocols.control import Memory
 from protocols.dialects.base import Script
+from protocols.errors import EngineFailed
 from protocols.job import Segment
 from protocols.rollout_state import SampleParams, TokenIds
 
@@ -125,6 +126,10 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop, and free what it holds."""
+        ...
+
+    async def breakdown(self) -> EngineFailed:
+        """What broke the engine for good, as soon as something has; its process cannot generate any more."""
         ...
 
     def generate(self, call: Call) -> Generation:

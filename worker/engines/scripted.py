@@ -91,6 +91,10 @@ class ScriptedEngine:
     async def close(self) -> None:
         """Nothing to free."""
 
+    async def breakdown(self) -> EngineFailed:
+        """Never: there is nothing that could break."""
+        return await asyncio.get_running_loop().create_future()
+
     def generate(self, call: Call) -> "ScriptedGeneration":
         """Begin a call; it never waits for a slot."""
         if self.memory != "loaded":

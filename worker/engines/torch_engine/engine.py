@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from protocols.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
 from worker.engines.base import Call, Counters, Generation, Memory, Tokenizer, Weights
+from worker.engines.breakdown import Breakdown
 from worker.engines.weights import (
     after_offload,
     after_onload,
@@ -77,6 +78,7 @@ class TorchEngine:
         self._loop: SlotLoop | None = None
         self._one_order = asyncio.Lock()
         self._moving: Future[None] | None = None
+        self._broken = Breakdown()
 
     async def start(self) -> None:
         """Load the weights and run them once; raises ConfigError where that cannot be."""
@@ -92,6 +94,10 @@ class TorchEngine:
         if self._loop is not None:
             await asyncio.to_thread(self._loop.close, CLOSE_LIMIT_S)
         self._parts = self._loop = None
+
+    async def breakdown(self) -> EngineFailed:
+        """What ended the slot loop."""
+        return await self._broken.wait()
 
     def generate(self, call: Call) -> Generation:
         """Begin a call; it waits inside the engine while all slots or all memory for keys and values are in use.
@@ -181,7 +187,8 @@ class TorchEngine:
     def _begin_loop(self, parts: "Parts") -> "SlotLoop":
         from .loop import SlotLoop
 
-        return SlotLoop(parts.runner, asyncio.get_running_loop(), lambda: self.policy_version)
+        readers, version = asyncio.get_running_loop(), lambda: self.policy_version
+        return SlotLoop(parts.runner, readers, version, self._broken.tell)
 
     def _check(self, call: Call) -> None:
         if not call.prompt_ids:

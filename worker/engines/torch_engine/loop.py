@@ -25,12 +25,17 @@ class SlotLoop:
     """A runner at work. Whatever ends it reaches every reader as EngineFailed."""
 
     def __init__(
-        self, runner: Runner, readers: AbstractEventLoop, policy_version: Callable[[], int]
+        self,
+        runner: Runner,
+        readers: AbstractEventLoop,
+        policy_version: Callable[[], int],
+        broken: Callable[[EngineFailed], None],
     ) -> None:
-        """Starts the thread; segments are put in the event loop `readers`."""
+        """Starts the thread; segments are put, and `broken` is told of its end, in the event loop `readers`."""
         self._runner = runner
         self._readers = readers
         self._policy_version = policy_version
+        self._broken = broken
         self._inbox: list[Request] = []
         self._acts: list[tuple[Future[None], Act]] = []
         self._due: list[tuple[Future[None], Act]] = []
@@ -100,6 +105,7 @@ class SlotLoop:
                 f"the torch engine failed while it generated ({type(error).__name__}); its worker must "
                 "be restarted"
             )
+            self._post(partial(self._broken, EngineFailed(failure)))
         finally:
             self._end(failure)
 

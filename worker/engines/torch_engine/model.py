@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from protocols.errors import ConfigError
 
 from .kv import SlotKV
-from .parameters import Parameters
+from .parameters import Parameters, places
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WINDOWED = "sliding_attention"
@@ -76,7 +76,7 @@ class LanguageModel:
         """Its weights, to be replaced or moved."""
         state: dict[str, Tensor] = self._network.state_dict(keep_vars=True)
         buffers = {name for name, _ in self._network.named_buffers()}
-        return Parameters(state, frozenset(buffers - state.keys()))
+        return Parameters(places(state), frozenset(buffers - state.keys()))
 
     def prefill(
         self, token_ids: Tensor, start: int, keep: Sequence[int], cache: DynamicCache

@@ -36,10 +36,10 @@ class Place:
 class Parameters:
     """All places of a network."""
 
-    def __init__(self, state: Mapping[str, Tensor], ignored: frozenset[str]) -> None:
-        """`state`: the network's own tensor objects by name; `ignored`: names of what it computes itself."""
+    def __init__(self, places: Sequence[Place], ignored: frozenset[str]) -> None:
+        """`ignored`: names of what the network computes itself."""
         self.ignored = ignored
-        self.places = _grouped(state)
+        self.places = places
 
     def fill(self, staged: list[Tensor]) -> None:
         """Take over host tensors, one a place, of its shape and type; `staged` is emptied."""
@@ -80,7 +80,8 @@ class Parameters:
             place.hold(tensor)
 
 
-def _grouped(state: Mapping[str, Tensor]) -> list[Place]:
+def places(state: Mapping[str, Tensor]) -> list[Place]:
+    """Of a network's own tensor objects by name; those with the same memory are one place."""
     groups: dict[object, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,16 +14,18 @@ from protocols.errors import ConfigError, WeightsRefused
 from worker.engines.base import Weights
 from worker.engines.weight_files import Files, Hashed, compare, find, hash_rest, listed
 
-from .model import LanguageModel
 from .parameters import Parameters, Place
 from .safetensors_file import Entry, SafetensorsFile
+
+if TYPE_CHECKING:
+    from .model import LanguageModel
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """What weights may be of; they become what the network computes in."""
 
 
 def stage(
-    weights: Weights, parameters: Parameters, reload: Callable[[], LanguageModel]
+    weights: Weights, parameters: Parameters, reload: "Callable[[], LanguageModel]"
 ) -> list[Tensor]:
     """Host tensors for all places, in their order; without a path those of the model that `reload` gives.
 
@@ -33,7 +36,7 @@ def stage(
     return _from_files(find(weights.path), weights.sha256, parameters)
 
 
-def _from_model(reload: Callable[[], LanguageModel], parameters: Parameters) -> list[Tensor]:
+def _from_model(reload: "Callable[[], LanguageModel]", parameters: Parameters) -> list[Tensor]:
     try:
         first = reload().parameters()
     except ConfigError as error:

@@ -1,0 +1,13 @@
+"""Test equipment: `python -m tests.lmdeploy.cpu_worker …` is `python -m worker …` with lmdeploy on the CPU."""
+
+import sys
+
+import torch
+
+from tests.lmdeploy.cpu_shim import install
+from worker.__main__ import main
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    install()
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""The edge to lmdeploy: everything of it that the engine uses, named and typed, and its errors turned into ours.
+
+Beside the documented calls it uses the scheduler's prefix tree and the model agent's loading of weights, as they are in
+the version that the package pins.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import msgspec
+import torch
+from torch import Tensor
+
+from protocols.errors import (
+    ConfigError,
+    ContextLengthExceeded,
+    EngineFailed,
+    InvalidRequest,
+    OutOfMemory,
+    RolloutError,
+    UnsupportedOption,
+)
+
+from .penalty import RepetitionPenalty
+from .request import Wanted
+from .settings import Settings
+
+Tag = Literal["weights", "kv_cache"]
+
+CLOSE_LIMIT_S = 30.0
+"""Longest wait for lmdeploy's loop to end."""
+_AT_FAULT: dict[str, type[RolloutError]] = {
+    "invalid_request": InvalidRequest,
+    "preprocess_failed": InvalidRequest,
+    "unsupported_feature": UnsupportedOption,
+    "context_length_exceeded": ContextLengthExceeded,
+}
+"""lmdeploy's codes for what is the job's fault; the others are the engine's."""
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """What one step gave of a sample."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[Mapping[int, float]]
+    """`[token_ids]`: the token's, and at least as many of the likeliest as were asked for."""
+    finish_reason: Literal["stop", "length"] | None
+    cached_tokens: int
+    """Of the prompt, found in the prefix cache."""
+
+
+class _Out(Protocol):
+    token_ids: list[int] | None
+    logprobs: list[dict[int, float]] | None
+    finish_reason: str | None
+    cached_tokens: int
+
+
+class _Session(Protocol):
+    epoch: int | None
+
+    async def async_abort(self) -> None: ...
+
+
+class _Sessions(Protocol):
+    def get(self) -> _Session: ...
+    def remove(self, session: _Session) -> None: ...
+
+
+class _Trie(Protocol):
+    def evict(self, max_num_blocks: int) -> int: ...
+
+
+class _Scheduler(Protocol):
+    block_trie: _Trie
+
+
+class _Agent(Protocol):
+    """Of the one GPU in this process."""
+
+    def all_context(self) -> AbstractContextManager[object]: ...
+    def _load_updated_weight_bucket(
+        self, weights: list[tuple[str, Tensor]], op_name: str
+    ) -> None: ...
+    def _finalize_updated_weights(self) -> None: ...
+
+
+class _Executor(Protocol):
+    model_agent: _Agent
+
+
+class _Cache(Protocol):
+    num_gpu_blocks: int
+
+
+class _Requests(Protocol):
+    def stop_loop(self) -> None: ...
+
+
+class _Backend(Protocol):
+    """lmdeploy's PyTorch engine; TurboMind has none of this."""
+
+    scheduler: _Scheduler
+    executor: _Executor
+    cache_config: _Cache
+    req_manager: _Requests
+    max_session_len: int
+    _loop_main: "asyncio.Task[None] | None"
+
+
+class _AsyncEngine(Protocol):
+    engine: _Backend
+    session_mgr: _Sessions
+    session_len: int
+    epoch: int
+    hf_cfg: object
+    hf_gen_cfg: dict[str, Any]
+    stop_words: list[int] | None
+
+    def start_loop(self, loop: asyncio.AbstractEventLoop, *, use_async_api: bool) -> object: ...
+    async def preprocess(
+        self, messages: None, session_id: _Session, *, gen_config: object, input_ids: list[int]
+    ) -> object: ...
+    def generate(self, request: object) -> AsyncIterator[_Out]: ...
+    async def sleep(self, level: int) -> None: ...
+    def wakeup(self, tags: list[Tag]) -> None: ...
+    async def health_probe(self, scheduler_stall_timeout: float) -> dict[str, str]: ...
+    def close(self) -> None: ...
+
+
+class Pipeline:
+    """One `AsyncEngine`, its model loaded, in the event loop in which it was made."""
+
+    def __init__(self, settings: Settings, directory: Path) -> None:
+        """Load the model and begin; blocks. Raises ConfigError where lmdeploy cannot."""
+        self._settings = settings
+        self._engine = _open(settings, directory)
+        self._engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of prompt and response, as the settings and the memory for keys and values allow."""
+        held = getattr(self._engine.engine, "max_session_len", self._engine.session_len)
+        return min(self._engine.session_len, int(held))
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        config: Any = self._engine.hf_cfg
+        return int(getattr(config, "text_config", config).vocab_size)
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the head has the embedding's weights."""
+        return bool(getattr(self._engine.hf_cfg, "tie_word_embeddings", False))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end a response: the configuration's, and those of lmdeploy's chat template."""
+        named = (
+            self._engine.hf_gen_cfg.get("eos_token_id"),
+            getattr(self._engine.hf_cfg, "eos_token_id", None),
+            self._engine.stop_words,
+        )
+        return frozenset(one for ids in named for one in _ids(ids))
+
+    def session(self) -> "Session":
+        """A place for one sample."""
+        return Session(self._engine)
+
+    async def sleep(self, level: int) -> None:
+        """Free the GPU's memory: 1 keeps the weights in host memory. The prefix cache is emptied."""
+        await self._engine.sleep(level)
+        backend = self._engine.engine
+        backend.scheduler.block_trie.evict(backend.cache_config.num_gpu_blocks)
+
+    def wake(self, *tags: Tag) -> None:
+        """Take memory again; raises OutOfMemory."""
+        try:
+            self._engine.wakeup(list(tags))
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                "the GPU has no room for the weights and the cache; free memory there, or wait until others do, and "
+                "try again"
+            ) from error
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Put these tensors in place of those with the same names; the model's memory is awake, its cache is not."""
+        agent: Any = self._engine.engine.executor.model_agent
+        with torch.inference_mode(), agent.all_context():
+            agent._load_updated_weight_bucket(list(weights), "update_weights")
+            agent._finalize_updated_weights()
+
+    async def ailment(self) -> str | None:
+        """What keeps it from generating for good; None while it is well or asleep."""
+        found = await self._engine.health_probe(self._settings.stall_s)
+        if found["status"] != "unhealthy":
+            return None
+        task = getattr(self._engine.engine, "_loop_main", None)
+        broken = task.exception() if task and task.done() and not task.cancelled() else None
+        return found["message"] + (f" ({type(broken).__name__})" if broken else "")
+
+    async def close(self) -> None:
+        """End its loop and free what it holds."""
+        backend = self._engine.engine
+        task = getattr(backend, "_loop_main", None)
+        self._engine.close()
+        if task is not None:
+            backend.req_manager.stop_loop()
+            await asyncio.wait([task], timeout=CLOSE_LIMIT_S)
+
+
+class Session:
+    """One sample inside lmdeploy."""
+
+    def __init__(self, engine: _AsyncEngine) -> None:
+        self._engine = engine
+        self._session = engine.session_mgr.get()
+        # without it, lmdeploy could not drop what still waits inside when it is told to stop everything
+        self._session.epoch = engine.epoch
+
+    async def draw(
+        self, input_ids: list[int], wanted: Wanted, penalty: float
+    ) -> AsyncIterator[Drawn]:
+        """What is drawn, step by step; without a finish reason where it was aborted.
+
+        Raises RequestError where lmdeploy finds fault with the request, EngineFailed for everything else.
+        """
+        processors = [RepetitionPenalty(penalty, input_ids)] if penalty != 1 else None
+        exceptions: Any = import_module("lmdeploy.serve.core.exceptions")
+        try:
+            config = _messages().GenerationConfig(
+                **msgspec.structs.asdict(wanted), logits_processors=processors
+            )
+            request = await self._engine.preprocess(
+                None, self._session, gen_config=config, input_ids=input_ids
+            )
+            async for out in self._engine.generate(request):
+                drawn = _drawn(out)
+                if drawn.token_ids or drawn.finish_reason:
+                    yield drawn
+        except exceptions.RequestError as error:
+            raise _classified(error) from error
+        finally:
+            self._engine.session_mgr.remove(self._session)
+
+    async def abort(self) -> None:
+        """End it; one that comes before lmdeploy has begun is lost."""
+        await self._session.async_abort()
+
+
+def _messages() -> Any:  # noqa: ANN401 - lmdeploy has no types
+    return import_module("lmdeploy.messages")
+
+
+def _open(settings: Settings, directory: Path) -> _AsyncEngine:
+    common = {
+        "dtype": settings.dtype,
+        "tp": settings.tp,
+        "ep": settings.ep,
+        "session_len": settings.context_tokens,
+        "max_batch_size": settings.slots,
+        "cache_max_entry_count": settings.cache_ratio,
+        "enable_prefix_caching": settings.prefix_caching,
+        "enable_metrics": False,
+    }
+    try:
+        messages, serving = _messages(), import_module("lmdeploy.serve.core.async_engine")
+        # below that it tells of every step, prompts included
+        logging.getLogger("lmdeploy").setLevel(logging.WARNING)
+        if settings.backend == "pytorch":
+            config = messages.PytorchEngineConfig(**common, logprobs_mode="raw_logprobs")
+        else:
+            config = messages.TurbomindEngineConfig(**common)
+        made = cast("Any", serving).AsyncEngine(
+            str(directory),
+            model_name=directory.name,
+            backend=settings.backend,
+            backend_config=config,
+        )
+    except Exception as error:
+        # lmdeploy checks settings, model and device by assertions and errors of any kind
+        reason = (str(error) or type(error).__name__).replace(str(directory), directory.name)
+        raise ConfigError(
+            f"lmdeploy cannot load the model {directory.name!r} with its backend {settings.backend}: "
+            f"{reason.splitlines()[0]}"
+        ) from error
+    return made
+
+
+def _drawn(out: _Out) -> Drawn:
+    token_ids = out.token_ids or []
+    logprobs = out.logprobs or []
+    if len(logprobs) != len(token_ids):
+        raise EngineFailed("lmdeploy gave tokens without their log-probabilities")
+    reason = out.finish_reason
+    finish_reason = reason if reason in {"stop", "length"} else None
+    return Drawn(
+        token_ids=token_ids,
+        logprobs=logprobs,
+        finish_reason=cast("Literal['stop', 'length'] | None", finish_reason),
+        cached_tokens=out.cached_tokens,
+    )
+
+
+def _classified(error: Any) -> RolloutError:  # noqa: ANN401 - lmdeploy's RequestError
+    code = str(error.code.value)
+    if code in _AT_FAULT:
+        return _AT_FAULT[code](f"lmdeploy refuses the request: {error.message}")
+    if isinstance(error.__cause__, torch.OutOfMemoryError):
+        return EngineFailed("lmdeploy ran out of memory while it generated; another worker may not")
+    return EngineFailed(
+        f"lmdeploy failed while it generated ({code}); another worker can take the job"
+    )
+
+
+def _ids(named: int | list[int] | None) -> list[int]:
+    if named is None:
+        return []
+    return named if isinstance(named, list) else [named]
