@@ -7,7 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 PINS := pyproject.toml constraints-cpu.txt
-LMDEPLOY_TESTS := tests/lmdeploy tests/contract/test_engine_common.py tests/contract/test_engine_weights.py
+LMDEPLOY_TESTS := tests/lmdeploy tests/lmdeploy_server tests/contract/test_engine_common.py tests/contract/test_engine_weights.py
 INSTALL = -m pip install --disable-pip-version-check --no-input
 # Of pip's many lines, the large downloads and the step after them: enough to see that it moves.
 PROGRESS = | { grep --line-buffered -E '^ *Downloading .* MB\)|^Installing collected' | cut -c -79 || true; }
@@ -42,7 +42,7 @@ test-redis5: .venv-redis5/.dev ## The tests against servers with redis-py 5.3.1,
 	@echo '== tests/integration with redis-py 5.3.1'
 	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration
 
-test-lmdeploy: .venv-lmdeploy/.dev ## The tests of the engine lmdeploy, whose PyTorch engine runs on the CPU
+test-lmdeploy: .venv-lmdeploy/.dev ## The tests of lmdeploy in the worker and behind HTTP, on the CPU
 	@echo '== tests/lmdeploy, and the suite of all engines'
 	@.venv-lmdeploy/bin/pytest -o filterwarnings=default $(LMDEPLOY_TESTS)
 

@@ -12,6 +12,7 @@ from protocols.rollout_state import SampleParams
 
 DECLARED = {
     "torch": "torch_engine.engine",
+    "lmdeploy": "lmdeploy_engine.engine",
     "lmdeploy-server": "lmdeploy_server.wire",
     "scripted": "scripted",
 }

@@ -58,6 +58,8 @@ SAMPLING = frozenset(
         "sampling_seed",
     }
 )
+CAPABILITIES = SAMPLING | {"offload", "update_weights"}
+"""Of the PyTorch backend on one GPU; `capabilities` says what is left with other settings."""
 
 
 class _Running(msgspec.Struct, frozen=True):
@@ -281,4 +283,4 @@ def capabilities(settings: Settings) -> frozenset[str]:
     if settings.backend != "pytorch":
         return SAMPLING
     several_gpus = settings.tp > 1 or settings.ep > 1
-    return SAMPLING | ({"offload"} if several_gpus else {"offload", "update_weights"})
+    return CAPABILITIES - {"update_weights"} if several_gpus else CAPABILITIES
