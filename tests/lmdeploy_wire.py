@@ -52,6 +52,8 @@ class LmdeployWire:
         self.sleeps = True
         """Whether it obeys /sleep and /wakeup."""
         self.can_abort = True
+        self.abort_pause_s = 0.0
+        """Between the end of an aborted stream and the answer to the abort."""
         self.logprobs = True
         self.bodies: list[dict[str, Any]] = []
         """Of the requests to /generate, probes of a starting engine included."""
@@ -142,6 +144,7 @@ class LmdeployWire:
             return await _say(writer, 400, {"message": f"Session {session_id} not found."})
         self.aborted.append(session_id)
         self._running[session_id].set()
+        await asyncio.sleep(self.abort_pause_s)
         return await _say(writer, 200, None)
 
     def _refusal(self, body: dict[str, Any]) -> tuple[int, str] | None:

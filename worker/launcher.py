@@ -26,6 +26,8 @@ STEADY_S = 60.0
 LOOK_S = 0.5
 SEEN_MS = 10_000
 KILL_LIMIT_S = 10.0
+ID_CHARS = 56
+"""Of the 64 that an id may have: the rest is for `-<group>.<start>`."""
 
 log = logging.getLogger("rolloutq.launcher")
 
@@ -55,8 +57,13 @@ class Launcher:
     """The workers of one machine."""
 
     def __init__(self, config: Config, argv: Sequence[str]) -> None:
-        """`argv` is what the workers are told too, each beside its own id."""
+        """`argv` is what the workers are told too, each beside its own id; raises ConfigError."""
         gpus = groups(config.gpus, config.tp)
+        if len(config.worker_id) > ID_CHARS:
+            raise ConfigError(
+                f"--worker-id: {len(config.worker_id)} characters; with --gpus at most {ID_CHARS}: a number follows",
+                param="worker_id",
+            )
         self._config = config
         self._seats = [
             Seat(f"{config.worker_id}-{number}", group, argv) for number, group in enumerate(gpus)

@@ -207,6 +207,25 @@ async def test_a_stopped_sample_is_aborted_by_its_session_and_the_others_go_on(
     assert wire.closed == []
 
 
+async def test_the_server_s_word_of_an_abort_is_no_fault_of_the_other_samples(
+    wire: LmdeployWire, engine: LMDeployServerEngine
+) -> None:
+    wire.pace_s, wire.abort_pause_s = 0.01, 0.2
+    generation = engine.generate(call(n=2, max_tokens=60))
+    ids: dict[int, list[int]] = {0: [], 1: []}
+    async for segment in generation:
+        ids[segment.index] += segment.token_ids
+        generation.stop(0)
+    assert ids[1] == expected(60)
+
+
+async def test_a_long_answer_is_no_stall(wire: LmdeployWire, model: Path) -> None:
+    wire.pace_s = 0.05
+    async with connected(wire, model, first_token_limit_s=1, stall_limit_s=1) as engine:
+        (said,) = await say(engine, max_tokens=40)
+    assert said.ids == expected(40)
+
+
 async def test_a_closed_call_is_aborted_and_leaves_nothing_behind(
     wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from protocols.errors import ConfigError
-from worker.launcher import groups
+from worker.config import Config
+from worker.launcher import Launcher, groups
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,9 @@ def test_what_is_no_list_of_whole_groups_is_refused(gpus: str, size: int) -> Non
     with pytest.raises(ConfigError, match=r"^--gpus: ") as refused:
         groups(gpus, size)
     assert refused.value.param == "gpus"
+
+
+def test_an_id_leaves_room_for_the_numbers_of_its_workers() -> None:
+    Launcher(Config.from_command(["--gpus", "0", "--worker-id", "x" * 56]), [])
+    with pytest.raises(ConfigError, match=r"^--worker-id: 57 characters"):
+        Launcher(Config.from_command(["--gpus", "0", "--worker-id", "x" * 57]), [])

@@ -19,17 +19,17 @@ _PACKAGES = ("httpx2", "jinja2", "tokenizers", "transformers")
 
 
 def build(config: Config) -> Engine:
-    """The engine that a worker's configuration asks for, not started; raises ConfigError where packages are missing."""
+    """The engine that a worker's configuration asks for, not started; raises ConfigError where something is missing."""
+    if config.engine_url is None:
+        raise ConfigError(
+            "--engine-url: the engine `lmdeploy-server` needs its server's, as http://gpu-1:23333",
+            param="engine-url",
+        )
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"the engine `lmdeploy-server` needs {', '.join(missing)}; run "
             "`pip install 'rolloutq[lmdeploy-server]'`, or choose another engine"
-        )
-    if config.engine_url is None:
-        raise ConfigError(
-            "--engine-url: the engine `lmdeploy-server` needs its server's, as http://gpu-1:23333",
-            param="engine-url",
         )
     # its packages are an extra's
     from .engine import LMDeployServerEngine
