@@ -94,8 +94,8 @@ class Drawer:
         return stream
 
     def counters(self) -> Counters:
-        """Load and totals."""
-        under_way = [sample for sample in self._tasks.values() if not sample.ended]
+        """Load and totals; may be called from another thread."""
+        under_way = [sample for sample in list(self._tasks.values()) if not sample.ended]
         running = sum(sample.session is not None for sample in under_way)
         return Counters(
             running_samples=running,

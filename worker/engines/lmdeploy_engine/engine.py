@@ -279,6 +279,6 @@ class LMDeployEngine:
 def capabilities(settings: Settings) -> frozenset[str]:
     """What lmdeploy honours with these settings."""
     if settings.backend != "pytorch":
-        return SAMPLING
+        return SAMPLING - {"repetition_penalty"}
     several_gpus = settings.tp > 1 or settings.ep > 1
     return SAMPLING | ({"offload"} if several_gpus else {"offload", "update_weights"})
