@@ -10,7 +10,8 @@ Limits, beside those of the hardware:
 - Of a seed lmdeploy uses the low 32 bits. What is drawn depends on (seed, position), as everywhere, but also on
   rounding, which other samples in the batch may change: a resumed sample keeps its tokens and log-probabilities, and
   what follows may differ from an undisturbed run.
-- The samples of a group forward their prompt each for itself, but for blocks that the prefix cache has already.
+- A group's first sample forwards the prompt; the others begin when its first token is there, and forward what the
+  prefix cache, which has whole blocks of 64 tokens, lacks of it. Without the cache each forwards all of it.
 - `forwarded_tokens` counts what is known from outside: positions submitted and not found in the prefix cache, and
   tokens drawn; not what lmdeploy forwards again when it runs out of cache blocks.
 - Weights are replaced on one GPU only (`--tp 1`), on the PyTorch backend. What the files tell is checked before

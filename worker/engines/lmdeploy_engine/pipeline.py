@@ -62,6 +62,11 @@ class Pipeline:
         return min(self._engine.session_len, int(held))
 
     @property
+    def shares(self) -> bool:
+        """Whether keys and values of common beginnings are shared."""
+        return self._settings.prefix_caching
+
+    @property
     def vocabulary(self) -> int:
         """Token ids are below this."""
         config: Any = self._engine.hf_cfg
