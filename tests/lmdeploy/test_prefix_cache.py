@@ -9,7 +9,7 @@ from tests import engines
 from tests.lmdeploy.cpu_shim import BLOCK_TOKENS
 from tests.plain_model import PlainModel, of_tokens
 from tests.tiny_model import altered, save_tiny_model
-from tests.torch_engine_calls import Said, say
+from tests.torch_engine_calls import Said, call, read, say
 from tests.trained_weights import disturb
 from worker.engines.base import Engine, Weights
 
@@ -52,6 +52,25 @@ async def test_a_prompt_that_is_cached_is_not_forwarded_again(engine: Engine, mo
     assert (forwarded, forwarded_again) == (len(PROMPT), len(PROMPT) - WHOLE_BLOCKS)
     assert again.ids == first.ids
     assert_is_of(again, model)
+
+
+async def test_a_group_forwards_the_blocks_of_its_prompt_once(engine: Engine, model: Path) -> None:
+    group = await say(engine, PROMPT, n=4, max_tokens=6, min_tokens=6)
+    assert [len(one.ids) for one in group] == [6] * 4
+    alone = len(PROMPT) - WHOLE_BLOCKS
+    assert engine.counters()["forwarded_tokens"] == len(PROMPT) + 3 * alone + 4 * 5
+    for one in group:
+        assert_is_of(one, model)
+
+
+async def test_a_group_whose_first_sample_is_given_up_goes_on(engine: Engine) -> None:
+    generation = engine.generate(call(PROMPT, n=3, max_tokens=6, min_tokens=6))
+    generation.stop(0)
+    said = await read(generation, 3)
+    assert [len(one.ids) for one in said] == [0, 6, 6]
+    generation = engine.generate(call(PROMPT, n=3, max_tokens=6, min_tokens=6))
+    generation.close()
+    assert [len(one.ids) for one in await read(generation, 3)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])

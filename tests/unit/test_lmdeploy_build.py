@@ -43,18 +43,18 @@ def test_penalties_that_lmdeploy_lacks_are_no_capabilities() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "more"),
+    ("settings", "expected"),
     [
-        (Settings(model="m"), {"offload", "update_weights"}),
-        (Settings(model="m", tp=2), {"offload"}),
-        (Settings(model="m", ep=2), {"offload"}),
-        (Settings(model="m", backend="turbomind"), set[str]()),
+        (Settings(model="m"), SAMPLING | {"offload", "update_weights"}),
+        (Settings(model="m", tp=2), SAMPLING | {"offload"}),
+        (Settings(model="m", ep=2), SAMPLING | {"offload"}),
+        (Settings(model="m", backend="turbomind"), SAMPLING - {"repetition_penalty"}),
     ],
 )
-def test_what_may_be_done_with_the_weights_depends_on_where_they_are(
-    settings: Settings, more: set[str]
+def test_what_it_can_do_depends_on_backend_and_gpus(
+    settings: Settings, expected: frozenset[str]
 ) -> None:
-    assert capabilities(settings) == SAMPLING | more
+    assert capabilities(settings) == expected
 
 
 async def test_an_engine_that_was_not_started_generates_nothing() -> None:

@@ -1,8 +1,8 @@
 """lmdeploy's `AsyncEngine` in this process, as one engine of one worker: the engine for production.
 
 `engine` is the worker's side; `drawing` sees each sample through one of lmdeploy's sessions; `request` turns a call
-into lmdeploy's parameters; `weights` reads new weights; `pipeline` is the only module that touches lmdeploy, whose
-insides it relies on: exactly version 0.18.0 is taken.
+into lmdeploy's parameters; `weights` reads new weights; `pipeline` alone touches lmdeploy, by the names in `surface`.
+Some of these are its insides: exactly version 0.18.0 is taken.
 
 Limits, beside those of the hardware:
 
@@ -10,15 +10,17 @@ Limits, beside those of the hardware:
 - Of a seed lmdeploy uses the low 32 bits. What is drawn depends on (seed, position), as everywhere, but also on
   rounding, which other samples in the batch may change: a resumed sample keeps its tokens and log-probabilities, and
   what follows may differ from an undisturbed run.
-- The samples of a group forward their prompt each for itself, but for blocks that the prefix cache has already.
+- A group's first sample forwards the prompt; the others begin when its first token is there, and forward what the
+  prefix cache, which has whole blocks of 64 tokens, lacks of it. Without the cache each forwards all of it.
 - `forwarded_tokens` counts what is known from outside: positions submitted and not found in the prefix cache, and
   tokens drawn; not what lmdeploy forwards again when it runs out of cache blocks.
 - Weights are replaced on one GPU only (`--tp 1`), on the PyTorch backend. What the files tell is checked before
   anything is touched; should lmdeploy fail while it copies them, the old ones are lost, and the worker leaves. An
   update of loaded weights moves these to host memory first, which holds both for a while.
 - Loading the model holds the event loop up, so a worker that starts says that it is stuck.
-- TurboMind's weights cannot be moved or replaced. Whether its log-probabilities are those before temperature is
-  lmdeploy's affair; the PyTorch backend's are.
+- TurboMind (`--backend turbomind`) is passed through and needs a GPU to be tried. Its weights cannot be moved or
+  replaced, `repetition_penalty` is refused, since it calls no processors of logits, and it is not known to give
+  log-probabilities before temperature, top-k and top-p: where these matter, use the PyTorch backend, which does.
 
 lmdeploy keeps its prefix cache over sleep and new weights, and would answer from the old ones' keys and values: every
 move of the weights empties it here.

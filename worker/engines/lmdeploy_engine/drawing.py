@@ -1,7 +1,7 @@
 """Samples on their way through lmdeploy: each has a session and a task of its own."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from protocols.cancellation import cancel
 from protocols.errors import EngineFailed, RolloutError
@@ -13,6 +13,9 @@ from worker.engines.weights import busy
 
 from .pipeline import Drawn, Pipeline, Session
 from .request import Room, Wanted, ended_by, kept_of, wanted
+
+BLOCK_TOKENS = 64
+"""lmdeploy's prefix cache has whole blocks of so many."""
 
 
 class Sample:
@@ -26,6 +29,10 @@ class Sample:
         self.input_ids = [*call.prompt_ids, *kept]
         self.wanted: Wanted = wanted(call, index, len(kept), room)
         self.penalty = call.params.repetition_penalty
+        self.begun = asyncio.Event()
+        """Set when lmdeploy has drawn of it, or will not."""
+        self.leader: Sample | None = None
+        """Whose beginning is waited for, since it leaves the prompt in the prefix cache."""
         self.session: Session | None = None
         """While lmdeploy has it."""
         self.ended = False
@@ -87,15 +94,17 @@ class Drawer:
                 stream.put(_nothing_more(index, len(kept), reason, self._policy_version()))
             else:
                 samples[index] = Sample(call, index, kept, room)
+        leader = self._leader(samples.values())
         for sample in samples.values():
+            sample.leader = None if sample is leader else leader
             task = asyncio.create_task(self._see_through(sample, stream))
             self._tasks[task] = sample
             task.add_done_callback(self._tasks.pop)
         return stream
 
     def counters(self) -> Counters:
-        """Load and totals."""
-        under_way = [sample for sample in self._tasks.values() if not sample.ended]
+        """Load and totals; may be called from another thread."""
+        under_way = [sample for sample in list(self._tasks.values()) if not sample.ended]
         running = sum(sample.session is not None for sample in under_way)
         return Counters(
             running_samples=running,
@@ -103,6 +112,12 @@ class Drawer:
             forwarded_tokens=self._forwarded_tokens,
             generated_tokens=self._generated_tokens,
         )
+
+    def _leader(self, samples: Iterable[Sample]) -> Sample | None:
+        """The sample that goes first, where that spares the others the prompt."""
+        first = next(iter(samples), None)
+        shared = first is not None and len(first.input_ids) > BLOCK_TOKENS
+        return first if shared and self._pipeline.shares else None
 
     async def rest(self, limit_s: float) -> None:
         """Wait until what was given up has left lmdeploy; raises EngineBusy while a sample is under way."""
@@ -129,9 +144,11 @@ class Drawer:
 
     async def _see_through(self, sample: Sample, stream: SegmentStream) -> None:
         failure: RolloutError = EngineFailed(
-            "the lmdeploy engine was closed; another worker can take the job"
+            "the lmdeploy engine ended before the sample did; another worker can take the job"
         )
         try:
+            if sample.leader is not None:
+                await sample.leader.begun.wait()
             async with self._free:
                 if not sample.ended:
                     await self._draw(sample, stream)
@@ -140,18 +157,18 @@ class Drawer:
             failure = error
             await self._look()  # first: whoever reads the failure must not send the job here again
         finally:
+            sample.begun.set()
             if not sample.ended:
                 sample.ended = True
                 stream.fail(failure)
 
     async def _draw(self, sample: Sample, stream: SegmentStream) -> None:
         session = sample.session = self._pipeline.session()
-        first = True
         try:
             drawing = session.draw(sample.input_ids, sample.wanted, sample.penalty)
             async for drawn in drawing:
-                self._count(sample, drawn, first=first)
-                first = False
+                self._count(sample, drawn)
+                sample.begun.set()
                 if sample.ended:
                     await session.abort()  # again: one that comes too early is lost
                 else:
@@ -159,10 +176,10 @@ class Drawer:
         finally:
             sample.session = None
 
-    def _count(self, sample: Sample, drawn: Drawn, *, first: bool) -> None:
+    def _count(self, sample: Sample, drawn: Drawn) -> None:
         self._generated_tokens += len(drawn.token_ids)
         self._forwarded_tokens += len(drawn.token_ids)
-        if first:  # the last token of all is not forwarded
+        if not sample.begun.is_set():  # with its first token, and the last of all is not forwarded
             self._forwarded_tokens += len(sample.input_ids) - drawn.cached_tokens - 1
 
 

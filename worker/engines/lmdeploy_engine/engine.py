@@ -281,6 +281,6 @@ class LMDeployEngine:
 def capabilities(settings: Settings) -> frozenset[str]:
     """What lmdeploy honours with these settings."""
     if settings.backend != "pytorch":
-        return SAMPLING
+        return SAMPLING - {"repetition_penalty"}
     several_gpus = settings.tp > 1 or settings.ep > 1
     return CAPABILITIES - {"update_weights"} if several_gpus else CAPABILITIES

@@ -1,23 +1,16 @@
-"""The edge to lmdeploy: everything of it that the engine uses, named and typed, and its errors turned into ours.
-
-Beside the documented calls it uses the scheduler's prefix tree and the model agent's loading of weights, as they are in
-the version that the package pins.
-"""
+"""The edge to lmdeploy: what the engine does with it, and its errors turned into ours."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import torch
 from torch import Tensor
 
 from protocols.errors import (
-    ConfigError,
     ContextLengthExceeded,
     EngineFailed,
     InvalidRequest,
@@ -29,8 +22,7 @@ from protocols.errors import (
 from .penalty import RepetitionPenalty
 from .request import Wanted
 from .settings import Settings
-
-Tag = Literal["weights", "kv_cache"]
+from .surface import AsyncEngine, Out, Tag, messages, open_engine
 
 CLOSE_LIMIT_S = 30.0
 """Longest wait for lmdeploy's loop to end."""
@@ -54,92 +46,13 @@ class Drawn(msgspec.Struct, frozen=True):
     """Of the prompt, found in the prefix cache."""
 
 
-class _Out(Protocol):
-    token_ids: list[int] | None
-    logprobs: list[dict[int, float]] | None
-    finish_reason: str | None
-    cached_tokens: int
-
-
-class _Session(Protocol):
-    epoch: int | None
-
-    async def async_abort(self) -> None: ...
-
-
-class _Sessions(Protocol):
-    def get(self) -> _Session: ...
-    def remove(self, session: _Session) -> None: ...
-
-
-class _Trie(Protocol):
-    def evict(self, max_num_blocks: int) -> int: ...
-
-
-class _Scheduler(Protocol):
-    block_trie: _Trie
-
-
-class _Agent(Protocol):
-    """Of the one GPU in this process."""
-
-    def all_context(self) -> AbstractContextManager[object]: ...
-    def _load_updated_weight_bucket(
-        self, weights: list[tuple[str, Tensor]], op_name: str
-    ) -> None: ...
-    def _finalize_updated_weights(self) -> None: ...
-
-
-class _Executor(Protocol):
-    model_agent: _Agent
-
-
-class _Cache(Protocol):
-    num_gpu_blocks: int
-
-
-class _Requests(Protocol):
-    def stop_loop(self) -> None: ...
-
-
-class _Backend(Protocol):
-    """lmdeploy's PyTorch engine; TurboMind has none of this."""
-
-    scheduler: _Scheduler
-    executor: _Executor
-    cache_config: _Cache
-    req_manager: _Requests
-    max_session_len: int
-    _loop_main: "asyncio.Task[None] | None"
-
-
-class _AsyncEngine(Protocol):
-    engine: _Backend
-    session_mgr: _Sessions
-    session_len: int
-    epoch: int
-    hf_cfg: object
-    hf_gen_cfg: dict[str, Any]
-    stop_words: list[int] | None
-
-    def start_loop(self, loop: asyncio.AbstractEventLoop, *, use_async_api: bool) -> object: ...
-    async def preprocess(
-        self, messages: None, session_id: _Session, *, gen_config: object, input_ids: list[int]
-    ) -> object: ...
-    def generate(self, request: object) -> AsyncIterator[_Out]: ...
-    async def sleep(self, level: int) -> None: ...
-    def wakeup(self, tags: list[Tag]) -> None: ...
-    async def health_probe(self, scheduler_stall_timeout: float) -> dict[str, str]: ...
-    def close(self) -> None: ...
-
-
 class Pipeline:
     """One `AsyncEngine`, its model loaded, in the event loop in which it was made."""
 
     def __init__(self, settings: Settings, directory: Path) -> None:
         """Load the model and begin; blocks. Raises ConfigError where lmdeploy cannot."""
         self._settings = settings
-        self._engine = _open(settings, directory)
+        self._engine = open_engine(settings, directory)
         self._engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
 
     @property
@@ -147,6 +60,11 @@ class Pipeline:
         """Most tokens of prompt and response, as the settings and the memory for keys and values allow."""
         held = getattr(self._engine.engine, "max_session_len", self._engine.session_len)
         return min(self._engine.session_len, int(held))
+
+    @property
+    def shares(self) -> bool:
+        """Whether keys and values of common beginnings are shared."""
+        return self._settings.prefix_caching
 
     @property
     def vocabulary(self) -> int:
@@ -218,7 +136,7 @@ class Pipeline:
 class Session:
     """One sample inside lmdeploy."""
 
-    def __init__(self, engine: _AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._session = engine.session_mgr.get()
         # without it, lmdeploy could not drop what still waits inside when it is told to stop everything
@@ -234,7 +152,7 @@ class Session:
         processors = [RepetitionPenalty(penalty, input_ids)] if penalty != 1 else None
         exceptions: Any = import_module("lmdeploy.serve.core.exceptions")
         try:
-            config = _messages().GenerationConfig(
+            config = messages().GenerationConfig(
                 **msgspec.structs.asdict(wanted), logits_processors=processors
             )
             request = await self._engine.preprocess(
@@ -254,46 +172,7 @@ class Session:
         await self._session.async_abort()
 
 
-def _messages() -> Any:  # noqa: ANN401 - lmdeploy has no types
-    return import_module("lmdeploy.messages")
-
-
-def _open(settings: Settings, directory: Path) -> _AsyncEngine:
-    common = {
-        "dtype": settings.dtype,
-        "tp": settings.tp,
-        "ep": settings.ep,
-        "session_len": settings.context_tokens,
-        "max_batch_size": settings.slots,
-        "cache_max_entry_count": settings.cache_ratio,
-        "enable_prefix_caching": settings.prefix_caching,
-        "enable_metrics": False,
-    }
-    try:
-        messages, serving = _messages(), import_module("lmdeploy.serve.core.async_engine")
-        # below that it tells of every step, prompts included
-        logging.getLogger("lmdeploy").setLevel(logging.WARNING)
-        if settings.backend == "pytorch":
-            config = messages.PytorchEngineConfig(**common, logprobs_mode="raw_logprobs")
-        else:
-            config = messages.TurbomindEngineConfig(**common)
-        made = cast("Any", serving).AsyncEngine(
-            str(directory),
-            model_name=directory.name,
-            backend=settings.backend,
-            backend_config=config,
-        )
-    except Exception as error:
-        # lmdeploy checks settings, model and device by assertions and errors of any kind
-        reason = (str(error) or type(error).__name__).replace(str(directory), directory.name)
-        raise ConfigError(
-            f"lmdeploy cannot load the model {directory.name!r} with its backend {settings.backend}: "
-            f"{reason.splitlines()[0]}"
-        ) from error
-    return made
-
-
-def _drawn(out: _Out) -> Drawn:
+def _drawn(out: Out) -> Drawn:
     token_ids = out.token_ids or []
     logprobs = out.logprobs or []
     if len(logprobs) != len(token_ids):
