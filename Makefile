@@ -31,7 +31,7 @@ check: .venv/.dev ## Format, lint, types and import contracts
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports --no-logo
 
-faults: .venv/.dev ## The faults of docs/faults.md in full numbers (20 minutes); ROLLOUTQ_SEED=n repeats a run
+faults: .venv/.dev ## The faults of docs/faults.md in full numbers (half an hour); ROLLOUTQ_SEED=n repeats a run
 	@ROLLOUTQ_FAULTS=full $(BIN)/pytest tests/faults -o faulthandler_timeout=0
 
 states: .venv/.dev ## Search all states of the queue protocol, small scope
