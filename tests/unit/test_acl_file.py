@@ -31,3 +31,8 @@ def test_the_library_is_read_as_it_is_written() -> None:
 def test_every_line_is_a_user_as_an_aclfile_wants_it() -> None:
     lines = USERS.read_text().splitlines()
     assert all(re.match(r"user [a-z]+ (on #[A-Z]+-SHA256|off) ", line) for line in lines)
+
+
+def test_the_user_default_is_off_and_may_still_replay_an_append_only_file() -> None:
+    first = USERS.read_text().splitlines()[0]
+    assert first == "user default off resetpass ~* &* +@all"
