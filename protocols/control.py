@@ -112,14 +112,33 @@ def next_step(now: Standing, wanted: Desired) -> Step | None:
 
 def settled(now: Standing, wanted: Desired) -> bool:
     """Whether it is done: no step is left, and a pause that ends jobs has ended them."""
-    ending = wanted.gate == "closed" and wanted.mode in ("release", "abort")
-    waits = ending and bool(now.running or now.held)
+    return next_step(now, wanted) is None and _gate_settled(now, wanted) and _unloaded(now, wanted)
+
+
+def reached(verb: str, now: Standing, wanted: Desired) -> bool:
+    """Whether what one order asked for is done, whatever else is wanted."""
+    match verb:
+        case "pause" | "continue":
+            return _gate_settled(now, wanted)
+        case "offload":
+            return _unloaded(now, wanted)
+        case "onload":
+            return now.memory in ("loaded", "stale")
+        case _:
+            return _on_version(now, wanted)
+
+
+def _gate_settled(now: Standing, wanted: Desired) -> bool:
+    if wanted.gate == "open":
+        return now.gate == "open"
+    ending = wanted.mode in ("release", "abort")
+    shut = now.gate == "closed" and now.mode == wanted.mode
+    return shut and not (ending and (now.running or now.held))
+
+
+def _unloaded(now: Standing, wanted: Desired) -> bool:
     unloading = wanted.memory in ("offloaded", "discarded")
-    return (
-        next_step(now, wanted) is None
-        and not waits
-        and (not unloading or _as_wanted(now.memory, wanted.memory))
-    )
+    return not unloading or _as_wanted(now.memory, wanted.memory)
 
 
 def _as_wanted(memory: Memory, wanted: Memory) -> bool:

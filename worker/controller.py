@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,10 +18,12 @@ from protocols.control import (
     Ack,
     Command,
     Desired,
+    Memory,
     Result,
     Step,
     default_desired,
     next_step,
+    reached,
     settled,
 )
 from protocols.errors import RolloutError
@@ -45,6 +48,22 @@ class Heard(msgspec.Struct):
     left_s: float
 
 
+class Trouble(NamedTuple):
+    """A step that failed; it is not tried again before another order of its name, or other weights."""
+
+    step: Step
+    target: "Target"
+    why: str
+
+
+Target = tuple[Memory, int | None, str | None, str | None]
+
+
+def _target(wanted: Desired) -> Target:
+    """What a failed step depended on."""
+    return wanted.memory, wanted.weights, wanted.uri, wanted.sha256
+
+
 class Controller:
     """Of one worker."""
 
@@ -59,20 +78,27 @@ class Controller:
         self._answered: Callable[[], object] = lambda: None
         self.wanted: Desired | None = None
         self._doing: Step | None = None
-        self._trouble = (0, "")
+        self._trouble: Trouble | None = None
 
     @property
     def trouble(self) -> str:
-        """Why a step towards the present generation failed; a new order tries again."""
-        generation, told = self._trouble
-        return told if self.wanted is not None and generation == self.wanted.generation else ""
+        """Why a step towards what is wanted failed; a new order of its name tries again."""
+        return self._trouble.why if self._trouble else ""
 
     @property
     def doing(self) -> str:
         """The step under way, or the one that comes next; empty where there is none, or it cannot be taken."""
-        if self._doing or self.wanted is None or self.trouble or not self._steps.ready:
+        if self._doing or self.wanted is None or not self._steps.ready:
             return self._doing or ""
-        return next_step(self._steps.standing(), self.wanted) or ""
+        return self._next(self.wanted) or ""
+
+    def _next(self, wanted: Desired) -> Step | None:
+        """The step that can be taken now."""
+        step = next_step(self._steps.standing(), wanted)
+        return None if self._failed(step) else step
+
+    def _failed(self, step: str | None) -> bool:
+        return self._trouble is not None and self._trouble.step == step
 
     def to_restore(self) -> dict[str, str] | None:
         """What to write where the server has no desired state: what was known, or after a while the default."""
@@ -108,6 +134,8 @@ class Controller:
             log.warning("the desired state is none (%s); following the one before", error)
             return
         self._known = desired
+        if self._trouble and self._trouble.target != _target(self.wanted):
+            self._trouble = None
 
     def _heed(self, command: Command, now_ms: int) -> None:
         left_s = (command.until_ms - now_ms) / 1000
@@ -116,6 +144,7 @@ class Controller:
         heard = Heard(command, time.monotonic(), left_s)
         if command.generation is not None:
             self._waiting.append(heard)
+            self._trouble = None if self._failed(command.verb) else self._trouble
             return
         log.info("%s asks: %s", command.by, command.said)
         self._answer(heard, "applied", facts=self._facts(command.verb))
@@ -164,21 +193,17 @@ class Controller:
     @property
     def _under_way(self) -> bool:
         unsettled = self.wanted is None or not settled(self._steps.standing(), self.wanted)
-        return bool(self._waiting) or (unsettled and not self.trouble)
+        return bool(self._waiting) or (unsettled and not self._trouble)
 
     async def _follow(self, wanted: Desired) -> None:
         """Take the steps that lead there, as far as they go now; a newer wish is followed instead."""
-        while (
-            self.wanted is wanted
-            and not self.trouble
-            and (step := next_step(self._steps.standing(), wanted))
-        ):
+        while self.wanted is wanted and (step := self._next(wanted)):
             self._doing = step
             self._answered()
             failure = await self._take(step, wanted)
             self._doing = None
             if failure:
-                self._trouble = (wanted.generation, failure)
+                self._trouble = Trouble(step, _target(wanted), failure)
                 log.warning("generation %s: %s failed: %s", wanted.generation, step, failure)
             self._answered()
 
@@ -209,7 +234,7 @@ class Controller:
     def _judge(self, wanted: Desired) -> None:
         """Answer the orders that are done, replaced, refused or overdue."""
         waiting, self._waiting = self._waiting, []
-        done = settled(self._steps.standing(), wanted)
+        now = self._steps.standing()
         for heard in waiting:
             command = heard.command
             if (command.generation or 0) > wanted.generation:
@@ -217,14 +242,12 @@ class Controller:
             elif not command.still_wanted(wanted):
                 later = f"generation {wanted.generation} wants something else"
                 self._answer(heard, "superseded", later)
-            elif done:
+            elif reached(command.verb, now, wanted):
                 self._answer(heard, "applied")
-            elif self.trouble:
+            elif self._failed(command.verb):
                 self._answer(heard, "refused", self.trouble)
             elif time.monotonic() - heard.heard_s >= heard.left_s:
-                running = self._steps.standing().running
-                self._answer(
-                    heard, "refused", f"not done in time; {running} jobs are still running"
-                )
+                late = f"not done in time; {now.running} jobs are still running"
+                self._answer(heard, "refused", late)
             else:
                 self._waiting.append(heard)

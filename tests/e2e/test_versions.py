@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     model = locate("smollm2")
     models = {0: model}
-    for version in (1, 2):
+    for version in (11, 12):
         models[version] = altered(model, folder / f"v{version}", _perturbing(version))
     return Trained(
         {version: where / "model.safetensors" for version, where in models.items()},
@@ -63,14 +63,6 @@ def _perturbing(seed: int) -> Any:  # noqa: ANN401 - a change as `altered` takes
                 weights[name] = (tensor + 0.02 * tensor.float().std() * noise).to(tensor.dtype)
 
     return change
-
-
-@pytest.fixture
-def worker(url: str, pool: str, broker: object, start_worker: StartWorker) -> WorkerProcess:
-    """A torch worker on the real model."""
-    made = start_worker(url, pool, engine="torch", slots=4, threads=2, lease_s=6)
-    made.wait_ready(LOAD_S)
-    return made
 
 
 def ask(client: Client, tokens: int) -> Any:  # noqa: ANN401 - a future
@@ -94,68 +86,73 @@ def farthest(one: Sequence[float], other: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-def test_the_flow_of_an_update_from_redis_alone(
-    client: Client, worker: WorkerProcess, look: Look, trained: Trained
+def test_every_token_bears_the_version_that_drew_it(
+    client: Client,
+    broker: object,
+    start_worker: StartWorker,
+    look: Look,
+    trained: Trained,
+    url: str,
+    pool: str,
+    tmp_path: Path,
 ) -> None:
+    """One worker, because its start takes long: weights that are wrong, the whole flow, an update underway."""
+    worker = start_worker(url, pool, engine="torch", slots=4, threads=2, lease_s=6)
+    worker.wait_ready(LOAD_S)
     before = state_of(ask(client, 24).result(ANSWER_S))
-    obeyed(look, "pause")
-    assert obeyed(look, "offload", "level=2")[worker.worker_id]["state"] == "offloaded"
-    assert obeyed(look, "onload")[worker.worker_id]["state"] == "stale"
-    with pytest.raises(ResponseError, match="first update_weights"):
-        order(look, "continue")
-    obeyed(look, "update_weights", "version=1", f"uri={trained.files[1]}", timeout_s=ANSWER_S)
-    obeyed(look, "continue")
+    _refuse_what_is_wrong(look, trained.files[11], tmp_path)
+    again = state_of(ask(client, 24).result(ANSWER_S))
+    assert (again.response_ids, again.logprobs) == (before.response_ids, before.logprobs)
+    _update_by_the_flow(look, worker, trained.files[11])
     after = state_of(ask(client, 24).result(ANSWER_S))
-    assert (before.policy_versions, after.policy_versions) == (((0, 0),), ((1, 0),))
-    for state, version in ((before, 0), (after, 1)):
-        own, other = (drawn_by(state, trained.plain[v]) for v in (version, 1 - version))
-        assert farthest(state.logprobs, own) <= TOLERATED
-        assert farthest(state.logprobs, other) > APART
-    (update,) = json.loads(fact(look, worker.worker_id, "updates"))
-    assert (update["version"], update["before"]) == (1, 0)
+    assert (before.policy_versions, after.policy_versions) == (((0, 0),), ((11, 0),))
+    for state, version, other in ((before, 0, 11), (after, 11, 0)):
+        assert farthest(state.logprobs, drawn_by(state, trained.plain[version])) <= TOLERATED
+        assert farthest(state.logprobs, drawn_by(state, trained.plain[other])) > APART
+    _check_spans(_update_underway(client, look, trained.files[12]), trained)
+    logged = json.loads(fact(look, worker.worker_id, "updates"))
+    assert [(update["before"], update["version"]) for update in logged] == [(0, 11), (11, 12)]
 
 
-@pytest.mark.parametrize("paused", [False, True])
-def test_a_generation_that_lives_through_an_update_has_two_spans(
-    client: Client, worker: WorkerProcess, look: Look, trained: Trained, *, paused: bool
-) -> None:
-    future = ask(client, LONG_TOKENS)
-    kept = f"{look.keys.reply(future.job_id)}"
-    wait_until(lambda: look("HGET", kept, "kept:0"), "some tokens are there", timeout_s=ANSWER_S)
-    if paused:
-        obeyed(look, "pause", "mode=keep")
-    obeyed(look, "update_weights", "version=2", f"uri={trained.files[2]}", timeout_s=ANSWER_S)
-    if paused:
-        obeyed(look, "continue")
-    reply = future.result(ANSWER_S)
-    state = state_of(reply)
-    (old, start), (new, cut) = state.policy_versions
-    assert (old, start, new, reply.attempts) == (0, 0, 2, 1)
-    assert 0 < cut < LONG_TOKENS == len(state.response_ids)
-    by = {version: drawn_by(state, trained.plain[version]) for version in (0, 2)}
-    assert farthest(state.logprobs[:cut], by[0][:cut]) <= TOLERATED
-    assert farthest(state.logprobs[cut:], by[2][cut:]) <= TOLERATED
-    assert farthest(state.logprobs[cut:], by[0][cut:]) > APART
-    assert [u["version"] for u in json.loads(fact(look, worker.worker_id, "updates"))] == [2]
-
-
-def test_weights_that_are_not_right_leave_the_old_ones_serving(
-    client: Client, worker: WorkerProcess, look: Look, trained: Trained, tmp_path: Path
-) -> None:
-    good = trained.files[1]
-    before = state_of(ask(client, 8).result(ANSWER_S))
-    for number, (words, told) in enumerate(_wrong(good, tmp_path), start=1):
+def _refuse_what_is_wrong(look: Look, good: Path, folder: Path) -> None:
+    for number, (words, told) in enumerate(_wrong(good, folder), start=1):
         issued = order(look, "update_weights", f"version={number}", *words)
         wait_until(lambda i=issued: acks(look, i["command"]), "it answers", timeout_s=ANSWER_S)
         (answer,) = acks(look, issued["command"]).values()
         assert (answer["result"], answer["state"]) == ("refused", "serving"), words
         assert told in answer["why"], answer["why"]
-        assert str(tmp_path) not in answer["why"]
-    again = state_of(ask(client, 8).result(ANSWER_S))
-    assert again.policy_versions == ((0, 0),)
-    assert (again.response_ids, again.logprobs) == (before.response_ids, before.logprobs)
-    obeyed(look, "update_weights", "version=7", f"uri={good}", timeout_s=ANSWER_S)
-    assert state_of(ask(client, 8).result(ANSWER_S)).policy_versions == ((7, 0),)
+        assert str(folder) not in answer["why"]
+
+
+def _update_by_the_flow(look: Look, worker: WorkerProcess, file: Path) -> None:
+    obeyed(look, "pause")
+    assert obeyed(look, "offload", "level=2")[worker.worker_id]["state"] == "offloaded"
+    assert obeyed(look, "onload")[worker.worker_id]["state"] == "stale"
+    with pytest.raises(ResponseError, match="first update_weights"):
+        order(look, "continue")
+    obeyed(look, "update_weights", "version=11", f"uri={file}", timeout_s=ANSWER_S)
+    obeyed(look, "continue")
+
+
+def _update_underway(client: Client, look: Look, file: Path) -> RolloutState:
+    """A long generation, with new weights in the middle of it."""
+    future = ask(client, LONG_TOKENS)
+    key = look.keys.reply(future.job_id)
+    wait_until(lambda: look("HGET", key, "kept:0"), "some tokens are there", timeout_s=ANSWER_S)
+    obeyed(look, "update_weights", "version=12", f"uri={file}", timeout_s=ANSWER_S)
+    reply = future.result(ANSWER_S)
+    assert reply.attempts == 1
+    return state_of(reply)
+
+
+def _check_spans(state: RolloutState, trained: Trained) -> None:
+    (old, start), (new, cut) = state.policy_versions
+    assert (old, start, new) == (11, 0, 12)
+    assert 0 < cut < LONG_TOKENS == len(state.response_ids)
+    by = {version: drawn_by(state, trained.plain[version]) for version in (11, 12)}
+    assert farthest(state.logprobs[:cut], by[11][:cut]) <= TOLERATED
+    assert farthest(state.logprobs[cut:], by[12][cut:]) <= TOLERATED
+    assert farthest(state.logprobs[cut:], by[11][cut:]) > APART
 
 
 def _wrong(good: Path, folder: Path) -> Iterator[tuple[list[str], str]]:

@@ -218,3 +218,17 @@ def test_the_same_command_id_is_the_same_command(serve: Serve, look: Look) -> No
     obeyed(look, "continue")
     assert order(look, "pause", "id=mine") == once
     assert look("HGET", look.keys.desired, "gate") == b"open"
+
+
+def test_a_pause_is_obeyed_by_a_worker_that_could_not_load(serve: Serve, look: Look) -> None:
+    worker = serve()
+    missing = order(look, "update_weights", "version=3", "uri=/nowhere/w.safetensors")
+    wait_until(lambda: acks(look, missing["command"]), "it answers")
+    (answer,) = acks(look, missing["command"]).values()
+    assert (answer["result"], answer["state"]) == ("refused", "serving")
+    obeyed(look, "pause")
+    with pytest.raises(ResponseError, match=r"holds version 0, not 3 .*w\.safetensors"):
+        order(look, "continue")
+    obeyed(look, "update_weights", "version=0")
+    obeyed(look, "continue")
+    assert fact(look, worker.worker_id, "trouble") == ""
