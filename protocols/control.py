@@ -14,20 +14,6 @@ import msgspec
 
 from protocols.errors import InvalidCommand
 
-VERBS = (
-    "pause",
-    "continue",
-    "offload",
-    "onload",
-    "update_weights",
-    "cancel",
-    "shutdown",
-    "health",
-    "ready",
-    "metadata",
-    "status",
-    "ping",
-)
 MESSAGE_BYTES = 8192
 
 Gate = Literal["open", "closed"]

@@ -1,6 +1,7 @@
 """Commands as an operator with nothing but redis-cli gives them, and the answers as they lie in Redis."""
 
 import json
+import subprocess
 from typing import Any
 
 from tests.pool_look import Look, wait_until
@@ -43,3 +44,11 @@ def fact(look: Look, worker: str, name: str) -> str:
     """What a worker says of itself."""
     found = look("HGET", look.keys.worker(worker), name)
     return "" if found is None else found.decode()
+
+
+def redis_cli(url: str, *words: str) -> str:
+    """What Debian's redis-cli prints."""
+    told = subprocess.run(
+        ["redis-cli", "-u", url, *words], check=True, capture_output=True, text=True, timeout=30
+    )
+    return told.stdout.strip()

@@ -218,9 +218,8 @@ class LeaseKeeper:
     async def _listening(self, broker: Broker) -> None:
         """Renew at once when the bell names this worker, look when it names all, bring what is published."""
         keys = broker.keys
-        self._heard = await newest(
-            broker
-        )  # before subscribing: what is published from then on comes after it
+        # before subscribing: what is published from then on comes after it
+        self._heard = await newest(broker)
         listener = Listener(self._url, (keys.bell, keys.control), name=f"{self._worker}:bell")
         try:
             async for channel, told in listener:
@@ -250,9 +249,8 @@ class LeaseKeeper:
 
     async def _beating(self, broker: Broker, contact: Contact) -> None:
         controller = self._controller
-        with contextlib.suppress(
-            TimeoutError
-        ):  # who may not subscribe is told of commands by heartbeats
+        # who may not subscribe is told of commands by heartbeats
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUBSCRIBE_S):
                 await self._subscribed.wait()
         while True:
@@ -279,9 +277,8 @@ class LeaseKeeper:
         answers = self._controller.answers()
         if not answers:
             return
-        with contextlib.suppress(
-            TimeoutError, RolloutError
-        ):  # where nobody listens, silence says it
+        # where nobody listens, silence says it
+        with contextlib.suppress(TimeoutError, RolloutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 ttl_ms = WORKER_TTL_S * 1000
                 await broker.beat(self._worker, self._facts(), ttl_ms=ttl_ms, acks=answers)

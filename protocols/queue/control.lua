@@ -108,13 +108,6 @@ local function unready(P, desired, worker)
     .. '; first update_weights with weights that it can load'
 end
 
-local function first_of(P, desired, workers, what)
-  for _, worker in ipairs(workers) do
-    local told = what(P, desired, worker)
-    if told then return told end
-  end
-end
-
 -- What is legal when. Each gives the changes of the desired state, or nil and why it is refused.
 local ORDERS = {}
 
@@ -131,8 +124,10 @@ ORDERS['continue'] = function(P, desired, _, workers)
   if #workers == 0 and desired.memory ~= 'loaded' then
     return nil, 'REFUSED continue: the weights are ' .. desired.memory .. '; first ' .. (desired.memory == 'stale' and 'update_weights' or 'onload')
   end
-  local told = first_of(P, desired, workers, unready)
-  if told then return nil, told end
+  for _, worker in ipairs(workers) do
+    local told = unready(P, desired, worker)
+    if told then return nil, told end
+  end
   return { gate = 'open', mode = desired.mode }
 end
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import subprocess
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from anthropic.types import Message
 from openai.types.chat import ChatCompletion
 
 from producer_sdk import Client, SampleParams
+from tests.control_look import redis_cli
 from tests.worker_process import StartWorker
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -45,17 +45,10 @@ async def test_three_dialects_give_one_answer_and_redis_cli_gets_it_too(
 def _by_redis_cli(url: str, pool: str) -> str:
     """The text that `redis-cli` alone sends for and reads."""
     prefix, body = f"rollout:{{{pool}}}", json.dumps(BODY)
-    _redis_cli(url, "XADD", f"{prefix}:jobs:normal", "*", "id", "hello", "body", body)
+    redis_cli(url, "XADD", f"{prefix}:jobs:normal", "*", "id", "hello", "body", body)
     for _ in range(ANSWER_S):
-        if _redis_cli(url, "HGET", f"{prefix}:reply:hello", "status") == "completed":
+        if redis_cli(url, "HGET", f"{prefix}:reply:hello", "status") == "completed":
             break
-        _redis_cli(url, "BLPOP", f"{prefix}:nothing", "1")
-    found = json.loads(_redis_cli(url, "HGET", f"{prefix}:reply:hello", "body"))
+        redis_cli(url, "BLPOP", f"{prefix}:nothing", "1")
+    found = json.loads(redis_cli(url, "HGET", f"{prefix}:reply:hello", "body"))
     return str(found["choices"][0]["message"]["content"])
-
-
-def _redis_cli(url: str, *command: str) -> str:
-    told = subprocess.run(
-        ["redis-cli", "-u", url, *command], check=True, capture_output=True, text=True, timeout=30
-    )
-    return told.stdout.strip()

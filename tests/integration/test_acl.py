@@ -218,8 +218,8 @@ def test_nothing_that_is_done_in_earnest_is_denied(
     asyncio.run(test_the_worker_may_take_every_step_of_a_sweep(served, admin))
     assert denied(admin) == []
     admin("ACL", "LOG", "RESET")
-    with pytest.raises(ServerUnavailable):
-        Client(served.url("viewer"), pool=POOL).cancel(job_id="x").result(LIMIT_S)
+    with Client(served.url("viewer"), pool=POOL) as viewer, pytest.raises(ServerUnavailable):
+        viewer.cancel(job_id="x").result(LIMIT_S)
     assert denied(admin)
 
 

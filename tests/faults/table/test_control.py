@@ -1,7 +1,6 @@
 """The control channel under faults: an acknowledged pause is a fact, and every worker comes to what is wanted."""
 
-import shutil
-import subprocess
+import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor
 from producer_sdk import Client, Future
 from protocols.job import JobStatus, Reply
 from protocols.queue.broker import LIBRARY, Broker
-from tests.control_look import acks, fact, obeyed, order
+from tests.control_look import acks, fact, obeyed, order, redis_cli
 from tests.faults.harness import script
 from tests.faults.harness.channel_trace import Seen, Trace
 from tests.faults.harness.fork import ForkedWorker, StartFork
@@ -28,6 +27,7 @@ from tests.worker_process import StartWorker, WorkerProcess
 LIMIT_S = 120.0
 STILL_S = 10.0
 """How long nothing may begin."""
+MODES = ("release", "keep", "drain")
 RING = "local function ring(P, whom)\n"
 DROPPED = (
     RING
@@ -46,16 +46,6 @@ def trace(url: str) -> Iterator[Trace]:
     """What the server sees, from the start."""
     with Trace(url) as made:
         yield made
-
-
-def redis_cli(url: str, *words: str) -> str:
-    """What redis-cli prints, as an operator has it."""
-    binary = shutil.which("redis-cli")
-    if binary is None:
-        pytest.skip("redis-cli (Debian: redis-tools) is not installed")
-    done = subprocess.run([binary, "-u", url, *words], capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def newest_command(look: Watch) -> str:
@@ -92,7 +82,7 @@ def test_an_acknowledged_pause_is_a_fact(
         for ids in prompts
     ]
     wait_until(lambda: len(look.held()) == 2, "both are at work", timeout_s=LIMIT_S)
-    frozen.signal(19)
+    frozen.signal(signal.SIGSTOP)
     line.tried = len(futures)
     assert int(redis_cli(url, "PUBLISH", f"rollout:control:{pool}", "pause")) >= 1
     wait_until(lambda: look("HGET", look.keys.desired, "gate") == b"closed", "it is a command")
@@ -101,7 +91,8 @@ def test_an_acknowledged_pause_is_a_fact(
     begun_before, since_s = len(trace.caught_up().begun), time.monotonic()
     joined = start()
     wait_until(lambda: time.monotonic() - since_s > 2, "it was frozen across the pause")
-    frozen.signal(18)
+    assert frozen.worker_id not in acks(look, command), "it was not frozen across the pause"
+    frozen.signal(signal.SIGCONT)
     wait_until(lambda: len(acks(look, command)) == 2, "both have answered", timeout_s=LIMIT_S)
     wait_until(
         lambda: fact(look, joined.worker_id, "state") == "paused",
@@ -114,9 +105,9 @@ def test_an_acknowledged_pause_is_a_fact(
     waiting = sum(look.length(lane) for lane in ("resume", "high", "normal", "low"))
     line.happened = waiting
     assert waiting >= 1_000, "the backlog was too short to prove anything"
-    handed_back = sum(look.length(lane) for lane in ("resume",))
-    kept = [look.reply(f.job_id) for f in futures if look.reply(f.job_id).get("handbacks")]
-    assert handed_back == len(kept)
+    records = [look.reply(future.job_id) for future in futures]
+    kept = [record for record in records if record.get("handbacks")]
+    assert look.length("resume") == len(kept) > 0
     redis_cli(url, "PUBLISH", f"rollout:control:{pool}", "continue")
     resumed_s = time.monotonic()
     replies = [future.result(LIMIT_S) for future in futures]
@@ -126,8 +117,16 @@ def test_an_acknowledged_pause_is_a_fact(
     again = [record for record in kept if record.get("checkpoints") is None]
     line.note = f"{len(kept)} handed back, {len(again)} of them without a token"
     assert {len(reply.states[0].response_ids) for reply in replies} == {48}
+    drawn = 48 * len(futures)
+    wait_until(lambda: _drawn(look, steady, frozen, joined) >= drawn, "the last heartbeats")
+    # none began from zero: at most the token that was being drawn when a job was handed back is drawn again
+    assert _drawn(look, steady, frozen, joined) <= drawn + len(kept)
     assert line.lost == line.double == 0
     assert trace.caught_up().begun_while_closed == 0
+
+
+def _drawn(look: Watch, *workers: WorkerProcess) -> int:
+    return sum(int(fact(look, worker.worker_id, "generated_tokens")) for worker in workers)
 
 
 @pytest.mark.timeout(600)
@@ -166,9 +165,8 @@ def test_weights_change_under_load_again_and_again(
     for version in range(1, cycles + 1):
         submit(30)
         wait_until(lambda: look.held(), "jobs run", timeout_s=LIMIT_S)
-        mode, level = rng.choice(["release", "keep", "drain"]), rng.choice(["1", "2"])
+        mode, level = MODES[version % len(MODES)], version // len(MODES) % 2 + 1
         weights = altered(model, tmp_path / f"v{version}", partial(_nudged, version))
-        line.happened += bool(look.held())
         obeyed(look, "pause", f"mode={mode}", timeout_s=LIMIT_S)
         obeyed(look, "offload", f"level={level}", timeout_s=LIMIT_S)
         obeyed(look, "onload", timeout_s=LIMIT_S)
@@ -180,12 +178,13 @@ def test_weights_change_under_load_again_and_again(
     line.lost = sum(reply.status is not JobStatus.COMPLETED for reply in replies)
     line.double = sum(count > 1 for count in trace.replies_written(pool).values())
     spans = [reply.states[0].policy_versions for reply in replies]
-    line.note = f"{len(replies)} jobs, {sum(len(s) > 1 for s in spans)} lived through an update"
+    line.happened = sum(len(s) > 1 for s in spans)
+    line.note = f"{len(replies)} jobs; happened: those that lived through an update"
     assert line.lost == line.double == 0
     assert {len(reply.states[0].response_ids) for reply in replies} == {64}
     assert all(list(s) == sorted(s) and len({v for v, _ in s}) == len(s) for s in spans)
     assert trace.caught_up().begun_while_closed == 0
-    assert line.happened == cycles
+    assert line.happened > 0
 
 
 def _nudged(version: int, weights: dict[str, Tensor]) -> None:

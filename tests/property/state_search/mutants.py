@@ -110,8 +110,8 @@ _LEASES = (
     ),
     Mutant(
         "take: the nonce of the take before",
-        "if before then return",
-        "if false then return",
+        "if before then return { gate",
+        "if false then return { gate",
         hunt("lost", kinds=_TWO),
     ),
 )
