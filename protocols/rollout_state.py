@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast
 
 import msgspec
 
+from protocols.message import Block, Guide, Message, Reasoning, Tool, ToolChoice
+
 if TYPE_CHECKING:
     Ints, Floats = array[int], array[float]
 else:  # subscriptable at run time from Python 3.12 on
@@ -59,23 +61,6 @@ def _from_bytes(empty: Numbers, data: bytes) -> Numbers:
     return empty
 
 
-class Text(msgspec.Struct, frozen=True, tag="text"):
-    """A block of text."""
-
-    text: str
-
-
-Block = Text
-"""What a message is made of, in order."""
-
-
-class Message(msgspec.Struct, frozen=True):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: tuple[Block, ...]
-
-
 class SampleParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """How to sample. Names and meanings are XTuner's; the neutral values are the defaults."""
 
@@ -108,6 +93,10 @@ class SampleParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the dialect's response shows log-probabilities; the rollout state always has them."""
     top_logprobs: int = 0
     """Alternatives recorded for each token."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """`(token id, bias)`: added to the logits before anything else, -100 .. 100."""
+    guide: Guide | None = None
+    """What the tokens are constrained to."""
     sampling_seed: int | None = None
     """None: a seed made from the job id, so that a second attempt draws as the first did."""
 
@@ -142,11 +131,19 @@ class RolloutState(msgspec.Struct, frozen=True, omit_defaults=True):
     """The prompt as a conversation; empty where the job brought text or token ids."""
     prompt: str | None = None
     """The prompt as plain text, not put into a chat template."""
+    tools: tuple[Tool, ...] = ()
+    """What the chat template is told of."""
+    tool_choice: ToolChoice = ToolChoice()
+    reasoning: Reasoning = Reasoning()
     prompt_ids: TokenIds = msgspec.field(default_factory=TokenIds)
     """The prompt as the engine saw it."""
     sample_params: SampleParams = SampleParams()
     response: str | None = None
     """The text of `response_ids`, without the stop string unless it was asked for."""
+    output: tuple[Block, ...] = ()
+    """The response as blocks: text, thinking, tool calls. A view of `response_ids`, as `response` is."""
+    parse_error: str | None = None
+    """Why markup of the response stayed text; nothing is repaired."""
     response_ids: TokenIds = msgspec.field(default_factory=TokenIds)
     """Every generated token, the stop token included."""
     logprobs: Logprobs = msgspec.field(default_factory=Logprobs)

@@ -5,12 +5,13 @@ with the field's name), reports what it accepts and does not act on (`ignored`),
 field silently.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, Protocol
 
 import msgspec
 
 from protocols.errors import RolloutError
+from protocols.job import Segment
 from protocols.rollout_state import RolloutState
 
 MAX_SAMPLES = 128
@@ -54,6 +55,10 @@ class Normal(msgspec.Struct, frozen=True):
     options: Options = Options()
     ignored: tuple[str, ...] = ()
     """Fields that were accepted without effect."""
+    stream: bool = False
+    """Whether the body asks for frames while the answer is generated."""
+    stream_usage: bool = False
+    """Whether the frames end with the usage, where the protocol leaves that to the request."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -72,6 +77,53 @@ class Answer(msgspec.Struct, frozen=True):
     """The bytes that a token id stands for."""
 
 
+class Piece(msgspec.Struct, frozen=True):
+    """What a segment adds to the view of one sample: the beginning of a block, or more of it.
+
+    Pieces follow from the tokens so far alone, however these were cut into segments, so that another attempt goes on
+    with the very next piece.
+    """
+
+    kind: Literal["text", "thinking", "tool_use"]
+    text: str
+    """More of the block; of a tool call, of its arguments."""
+    opens: bool = False
+    """Whether a new block begins here; the one before it, if any, has ended."""
+    id: str = ""
+    name: str = ""
+    """Id and name of a tool call, where it opens."""
+
+
+class Streamed(msgspec.Struct, frozen=True):
+    """What is known when a stream begins."""
+
+    job_id: str
+    model: str
+    created_s: int
+    states: tuple[RolloutState, ...]
+    """One a sample: prompt and parameters, nothing drawn yet."""
+    usage: bool
+    """`Normal.stream_usage`."""
+    ignored: tuple[str, ...]
+    token_bytes: Callable[[int], bytes]
+
+
+class Stream(Protocol):
+    """The frames of one job in its protocol's own shape, as bytes of server-sent events."""
+
+    def begin(self) -> bytes:
+        """What comes before the first token."""
+        ...
+
+    def add(self, segment: Segment, pieces: Sequence[Piece]) -> bytes:
+        """What a segment adds; empty where it adds nothing that is shown yet."""
+        ...
+
+    def end(self, answer: Answer, rest: Sequence[Sequence[Piece]]) -> bytes:
+        """What comes after the last segment: `rest`, which the view of each sample held back, then reasons and usage."""
+        ...
+
+
 class Dialect(Protocol):
     """One wire shape."""
 
@@ -88,4 +140,16 @@ class Dialect(Protocol):
 
     def error(self, error: RolloutError, job_id: str) -> bytes:
         """The error body, JSON."""
+        ...
+
+    def stream(self, streamed: Streamed) -> Stream:
+        """The frames of a job that begins."""
+        ...
+
+    def replay(self, body: bytes) -> bytes:
+        """The frames of a response that is whole, for a reader who comes when the segments are gone."""
+        ...
+
+    def error_frame(self, body: bytes) -> bytes:
+        """The frame that ends a stream which cannot go on; `body` is the error body."""
         ...

@@ -17,7 +17,8 @@ from protocols.dialects.field import Verdicts, ignored, path, refused
 from protocols.dialects.result import Result, completion_tokens, finish_of, result_of
 from protocols.dialects.sampling import NEUTRAL, Stops, Temperature, Tokens, TopK, TopP
 from protocols.errors import InvalidRequest, RolloutError, UnsupportedOption
-from protocols.rollout_state import Message, RolloutState, SampleParams, Text
+from protocols.message import Message, Text
+from protocols.rollout_state import RolloutState, SampleParams
 
 StopReason = Literal[
     "end_turn", "stop_sequence", "max_tokens", "tool_use", "model_context_window_exceeded"

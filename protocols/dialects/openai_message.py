@@ -8,7 +8,7 @@ from msgspec import Meta
 from protocols.dialects.base import MAX_MESSAGES
 from protocols.dialects.field import Verdicts, ignored, path, refused
 from protocols.errors import InvalidRequest, UnsupportedOption
-from protocols.rollout_state import Message, Text
+from protocols.message import Message, Text
 
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",

@@ -25,7 +25,8 @@ from protocols.errors import (
     UnknownProtocol,
     UnsupportedOption,
 )
-from protocols.rollout_state import Message, RolloutState, SampleParams, Status, Text, TokenIds
+from protocols.message import Message, Text
+from protocols.rollout_state import RolloutState, SampleParams, Status, TokenIds
 
 Body = dict[str, object]
 Path = tuple[str | int, ...]

@@ -14,7 +14,8 @@ from protocols.errors import (
     UnsupportedOption,
 )
 from protocols.job import Job
-from protocols.rollout_state import Message, RolloutState, SampleParams, Text, TokenIds
+from protocols.message import Message, Text
+from protocols.rollout_state import RolloutState, SampleParams, TokenIds
 from worker.engines.scripted import ASSISTANT, CLOSE, USER, VOCABULARY, ScriptedEngine
 from worker.render import THREAD_BYTES, check, render, seed_of
 

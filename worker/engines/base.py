@@ -51,6 +51,14 @@ class Counters(TypedDict):
     generated_tokens: int
 
 
+class Markup(msgspec.Struct, frozen=True):
+    """How a model writes what is not plain text: what opens and closes it. None: it has no such thing."""
+
+    thinking: tuple[str, str] | None = None
+    call: tuple[str, str] | None = None
+    """Around JSON of an object with `name` and `arguments`."""
+
+
 class Turn(TypedDict):
     """One message as a chat template wants it."""
 
