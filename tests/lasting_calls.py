@@ -8,7 +8,7 @@ import msgspec
 from protocols.dialects.base import Script
 from protocols.job import Segment
 from protocols.rollout_state import TokenIds
-from tests.torch_engine_calls import LIMIT_S, Said, call, read
+from tests.torch_engine_calls import LIMIT_S, PROMPT, Said, call, read
 from worker.engines.base import Call, Engine
 
 MS_PER_TOKEN = 2
@@ -17,7 +17,7 @@ MS_PER_TOKEN = 2
 
 def lasting(engine: Engine, max_tokens: int, **params: object) -> Call:
     """A call whose samples take all of `max_tokens`, one after another."""
-    asked = call(max_tokens=max_tokens, **params)
+    asked = call(PROMPT, max_tokens=max_tokens, **params)
     if "script" not in engine.capabilities:
         return asked
     script = Script(text="x" * max_tokens, ms_per_token=MS_PER_TOKEN)

@@ -8,7 +8,10 @@ As in production the engine has a process of its own, which begins by importing 
 # pyright: basic, reportMissingImports=false
 # lmdeploy has an environment of its own
 
+import contextlib
 import sys
+from multiprocessing.managers import AcquirerProxy
+from typing import Any
 
 from tests.lmdeploy.cpu_shim import install_once
 
@@ -33,8 +36,22 @@ def main(model: str, port: int) -> None:
     )
 
 
+def outlive_the_manager() -> None:
+    """Go on where lmdeploy's server has read the engine's port, and ended its manager, before that said its last."""
+    usual = AcquirerProxy.__exit__
+
+    def leave(self: AcquirerProxy, *error: Any) -> None:  # noqa: ANN401 - as it is
+        with contextlib.suppress(EOFError, ConnectionError):
+            usual(self, *error)
+
+    AcquirerProxy.__exit__ = leave
+
+
 if __name__ in {"__main__", "__mp_main__"}:
     install_once()
+
+if __name__ == "__mp_main__":
+    outlive_the_manager()
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))
