@@ -31,7 +31,8 @@ def test_an_engine_declares_at_least_what_was_promised(name: str) -> None:
 
 
 def test_lmdeploy_s_server_is_not_asked_for_what_its_route_lacks() -> None:
-    lacking = {"sampling_seed", "min_tokens", "presence_penalty", "frequency_penalty"}
+    penalties = {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+    lacking = {"sampling_seed", "min_tokens", *penalties}
     assert declared()["lmdeploy-server"].isdisjoint({*lacking, "update_weights", "script"})
 
 
