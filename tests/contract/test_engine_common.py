@@ -56,11 +56,15 @@ async def test_stopping_a_sample_spares_the_others(engine: Engine) -> None:
 async def test_closing_a_generation_keeps_what_it_drew_and_frees_what_it_has(
     engine: Engine,
 ) -> None:
-    others = [engine.generate(lasting(engine, MANY, n=2)) for _ in range(2)]
-    said = await begun(engine, lasting(engine, MANY), 5)
-    for other in others:
-        other.close()
-        other.close()
+    endless = [engine.generate(lasting(engine, MANY, n=2)) for _ in range(3)]
+    said = [Said(), Said()]
+    async with asyncio.timeout(LIMIT_S):
+        async for segment in endless[0]:
+            said[segment.index].add(segment)
+            if all(len(one.ids) >= 5 for one in said):
+                for generation in endless:
+                    generation.close()
+                    generation.close()
     assert all(5 <= len(one.ids) < MANY and one.finish_reason is None for one in said)
     generated = engine.counters()["generated_tokens"]
     (after,) = await whole(engine, lasting(engine, 12))
