@@ -10,8 +10,8 @@ As in production the engine has a process of its own, which begins by importing 
 
 import contextlib
 import sys
-from multiprocessing.managers import AcquirerProxy
-from typing import Any
+from multiprocessing import managers
+from typing import Any, cast
 
 from tests.lmdeploy.cpu_shim import install_once
 
@@ -38,13 +38,14 @@ def main(model: str, port: int) -> None:
 
 def outlive_the_manager() -> None:
     """Go on where lmdeploy's server has read the engine's port, and ended its manager, before that said its last."""
-    usual = AcquirerProxy.__exit__
+    proxy = cast("Any", managers).AcquirerProxy  # its types lack it
+    usual = proxy.__exit__
 
-    def leave(self: AcquirerProxy, *error: Any) -> None:  # noqa: ANN401 - as it is
+    def leave(self: object, *error: object) -> None:
         with contextlib.suppress(EOFError, ConnectionError):
             usual(self, *error)
 
-    AcquirerProxy.__exit__ = leave
+    proxy.__exit__ = leave
 
 
 if __name__ in {"__main__", "__mp_main__"}:
