@@ -93,6 +93,18 @@ def save_tiny_model(directory: Path, config: PreTrainedConfig | None = None) -> 
     return directory
 
 
+def never_ending(weights: dict[str, Tensor]) -> None:
+    """A change after which the token 0, which ends a turn, is not drawn: the first channel is the same everywhere,
+    and speaks against it.
+    """
+    for name, weight in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight[0] = 0
+    weights["model.embed_tokens.weight"][:, 0] = 1
+    weights["lm_head.weight"][0] = 0
+    weights["lm_head.weight"][0, 0] = -40
+
+
 def altered(model: Path, copy: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
     """A copy of a model, its weights changed."""
     shutil.copytree(model, copy)

@@ -1,6 +1,6 @@
-"""Weights that training might have made, as files, and how a torch engine answers with them."""
+"""Weights that training might have made, as files; how a torch engine answers with them; the fixtures of its tests."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from protocols.errors import WeightsRefused
-from tests.torch_engine_calls import Said, say
+from tests.tiny_model import altered, save_tiny_model
+from tests.torch_engine_calls import Said, running, say
 from worker.engines.base import Weights
 from worker.engines.torch_engine import TorchEngine
 
@@ -24,6 +25,25 @@ def disturb(weights: dict[str, Tensor], by: float = 0.1) -> None:
     for name in sorted(weights):
         if weights[name].dim() > 1:
             weights[name] += by * torch.randn(weights[name].shape, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny one that nobody changes."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def trained(model: Path) -> Path:
+    """The same, its weights disturbed."""
+    return altered(model, model.with_name("trained"), disturb)
+
+
+@pytest.fixture
+async def engine(model: Path) -> AsyncIterator[TorchEngine]:
+    """One with `model`, started."""
+    async with running(model) as started:
+        yield started
 
 
 def to_file(weights: dict[str, Tensor], file: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,17 @@ from protocols.errors import EngineFailed, OutOfMemory, WeightsRefused
 from tests.plain_model import PlainModel, of_tokens
 from tests.tiny_model import VOCABULARY, altered, save_tiny_model, sized
 from tests.torch_engine_calls import PROMPT, Said, running, say
-from tests.trained_weights import answer, assert_refused, cut, disturb, of_file, to_file
+from tests.trained_weights import (
+    answer,
+    assert_refused,
+    cut,
+    disturb,
+    engine,
+    model,
+    of_file,
+    to_file,
+    trained,
+)
 from worker.engines.base import Weights
 from worker.engines.torch_engine import TorchEngine
 from worker.engines.weight_files import INDEX
@@ -30,20 +39,7 @@ NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def trained(model: Path) -> Path:
-    return altered(model, model.with_name("trained"), disturb)
-
-
-@pytest.fixture
-async def engine(model: Path) -> AsyncIterator[TorchEngine]:
-    async with running(model) as started:
-        yield started
+__all__ = ["engine", "model", "trained"]
 
 
 def assert_is_of(said: Said, directory: Path, tolerated: float = 1e-4) -> None:

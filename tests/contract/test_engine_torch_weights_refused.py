@@ -1,7 +1,7 @@
 """Weights that the torch engine refuses: each for a reason that it names, and the old ones go on."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader, FileIO
 from pathlib import Path
 
@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from protocols.errors import WeightsRefused
-from tests.tiny_model import altered, save_tiny_model
 from tests.torch_engine_calls import running
-from tests.trained_weights import Change, assert_refused, cut, disturb, of_file, to_file
+from tests.trained_weights import (
+    Change,
+    assert_refused,
+    cut,
+    engine,
+    model,
+    of_file,
+    to_file,
+    trained,
+)
 from worker.engines.torch_engine import TorchEngine
 from worker.engines.torch_engine.safetensors_file import SafetensorsFile
 
@@ -20,20 +28,7 @@ NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def trained(model: Path) -> Path:
-    return altered(model, model.with_name("trained"), disturb)
-
-
-@pytest.fixture
-async def engine(model: Path) -> AsyncIterator[TorchEngine]:
-    async with running(model) as started:
-        yield started
+__all__ = ["engine", "model", "trained"]
 
 
 def garbled(file: Path) -> None:

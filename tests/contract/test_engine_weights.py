@@ -2,35 +2,24 @@
 
 import hashlib
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from protocols.errors import EngineBusy, EngineFailed, InvalidRequest, WeightsRefused
-from tests import engines
-from tests.tiny_model import altered, save_tiny_model
-from tests.torch_engine_calls import call as call_of
+from tests.lasting_calls import lasting
+from tests.tiny_model import altered
 from tests.torch_engine_calls import drain, say
 from tests.trained_weights import of_file, to_file
 from worker.engines.base import Engine, Weights
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def other(model: Path) -> Path:
+def other(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights under another path."""
-    return altered(model, model.with_name("other"), lambda _: None) / "model.safetensors"
-
-
-@pytest.fixture(params=engines.ALL)
-async def engine(request: pytest.FixtureRequest, model: Path) -> AsyncIterator[Engine]:
-    async with engines.running(request.param, model) as started:
-        yield started
+    directory = tmp_path_factory.mktemp("weights") / "other"
+    return altered(model, directory, lambda _: None) / "model.safetensors"
 
 
 def sha256(file: Path) -> str:
@@ -47,13 +36,7 @@ async def versions(engine: Engine) -> set[int]:
     return set(said.versions)
 
 
-async def test_an_engine_says_that_its_weights_can_be_replaced_and_offloaded(
-    engine: Engine,
-) -> None:
-    assert engine.capabilities >= {"offload", "update_weights"}
-    assert (engine.memory, engine.policy_version) == ("loaded", 0)
-
-
+@pytest.mark.needs("update_weights")
 async def test_from_an_update_on_tokens_bear_its_version(engine: Engine, other: Path) -> None:
     assert await versions(engine) == {0}
     for version, path in ((7, other), (3, other.parent), (0, None)):
@@ -61,6 +44,7 @@ async def test_from_an_update_on_tokens_bear_its_version(engine: Engine, other: 
         assert (engine.policy_version, await versions(engine)) == (version, {version})
 
 
+@pytest.mark.needs("update_weights")
 async def test_a_checksum_is_that_of_the_file(engine: Engine, other: Path) -> None:
     right = sha256(other)
     wrong = hashlib.sha256(b"other").hexdigest()
@@ -71,6 +55,7 @@ async def test_a_checksum_is_that_of_the_file(engine: Engine, other: Path) -> No
         assert (engine.policy_version, await versions(engine)) == (1, {1})
 
 
+@pytest.mark.needs("update_weights")
 async def test_a_checksum_is_that_of_all_files_in_order_of_name(
     engine: Engine, other: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +69,7 @@ async def test_a_checksum_is_that_of_all_files_in_order_of_name(
         await engine.update_weights(Weights(2, str(tmp_path), sha256(tmp_path / "a.safetensors")))
 
 
+@pytest.mark.needs("update_weights")
 @pytest.mark.parametrize(
     ("weights", "reason"),
     [
@@ -107,25 +93,39 @@ async def test_what_cannot_be_loaded_is_refused_and_the_old_weights_stay(
     assert (engine.policy_version, await versions(engine)) == (0, {0})
 
 
+@pytest.mark.needs("update_weights")
 async def test_an_empty_directory_is_refused(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / ".hidden.safetensors").touch()
     with pytest.raises(WeightsRefused, match=r"without a file \*\.safetensors"):
         await engine.update_weights(Weights(1, str(tmp_path)))
 
 
-async def test_only_loaded_weights_generate(engine: Engine, other: Path) -> None:
+async def test_offloaded_weights_do_not_generate_and_come_back(engine: Engine) -> None:
+    (before,) = await say(engine, temperature=0)
+    await engine.offload(1)
+    assert engine.memory == "offloaded"
+    with pytest.raises(EngineFailed, match="offloaded") as caught:
+        engine.generate(lasting(engine, 12))
+    assert caught.value.retryable
+    await engine.onload()
+    assert engine.memory == "loaded"
+    (after,) = await say(engine, temperature=0)
+    assert (after.ids, set(after.versions)) == (before.ids, {0})
+
+
+@pytest.mark.needs("update_weights")
+async def test_only_loaded_weights_are_replaced(engine: Engine, other: Path) -> None:
     for level, back in ((1, "loaded"), (2, "stale")):
         await engine.offload(level)
         assert engine.memory == {1: "offloaded", 2: "discarded"}[level]
-        with pytest.raises(EngineFailed, match=engine.memory) as caught:
-            engine.generate(call_of())
-        assert caught.value.retryable
+        with pytest.raises(EngineFailed, match=engine.memory):
+            engine.generate(lasting(engine, 12))
         with pytest.raises(WeightsRefused, match=f"memory is {engine.memory}; onload first"):
             await engine.update_weights(Weights(1, str(other)))
         await engine.onload()
         assert engine.memory == back
     with pytest.raises(EngineFailed, match="stale"):
-        engine.generate(call_of())
+        engine.generate(lasting(engine, 12))
     with pytest.raises(WeightsRefused, match="the engine's memory stays stale"):
         await engine.update_weights(Weights(1, "absent"))
     assert (engine.memory, engine.policy_version) == ("stale", 0)
@@ -136,7 +136,18 @@ async def test_only_loaded_weights_generate(engine: Engine, other: Path) -> None
 async def test_orders_that_are_carried_out_already_change_nothing(engine: Engine) -> None:
     await engine.onload()
     assert engine.memory == "loaded"
-    for level, memory in ((1, "offloaded"), (1, "offloaded"), (2, "discarded"), (1, "discarded")):
+    for _ in range(2):
+        await engine.offload(1)
+        assert engine.memory == "offloaded"
+    for _ in range(2):
+        await engine.onload()
+        assert engine.memory == "loaded"
+    assert await versions(engine) == {0}
+
+
+@pytest.mark.needs("update_weights")
+async def test_discarded_weights_stay_so_until_they_are_replaced(engine: Engine) -> None:
+    for level, memory in ((1, "offloaded"), (2, "discarded"), (2, "discarded"), (1, "discarded")):
         await engine.offload(level)
         assert engine.memory == memory
     for _ in range(2):
@@ -156,31 +167,47 @@ async def test_a_level_that_there_is_not_is_refused(engine: Engine) -> None:
     assert await versions(engine) == {0}
 
 
-async def test_weights_do_not_change_below_a_generation(engine: Engine, other: Path) -> None:
-    generation = engine.generate(call_of(n=3, max_tokens=200, min_tokens=200))
-    for order in (
-        engine.update_weights(Weights(1, str(other))),
-        engine.offload(1),
-        engine.offload(2),
-    ):
-        with pytest.raises(EngineBusy, match="3 samples are under way"):
-            await order
+Order = Callable[[Engine, Path], Awaitable[None]]
+ORDERS: dict[str, Order] = {
+    "update_weights": lambda engine, path: engine.update_weights(Weights(1, str(path))),
+    "offload 1": lambda engine, _: engine.offload(1),
+    "offload 2": lambda engine, _: engine.offload(2),
+}
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(
+            order, marks=[] if name == "offload 1" else pytest.mark.needs("update_weights")
+        )
+        for name, order in ORDERS.items()
+    ],
+    ids=list(ORDERS),
+)
+async def test_weights_do_not_change_below_a_generation(
+    engine: Engine, other: Path, order: Order
+) -> None:
+    generation = engine.generate(lasting(engine, 200, n=3))
+    with pytest.raises(EngineBusy, match="3 samples are under way"):
+        await order(engine, other)
     assert (engine.memory, engine.policy_version) == ("loaded", 0)
     await anext(aiter(generation))
     generation.close()
-    await engine.update_weights(Weights(1, str(other)))
-    assert await versions(engine) == {1}
+    await order(engine, other)
+    assert (engine.memory, engine.policy_version) != ("loaded", 0)
 
 
-async def test_what_was_closed_a_moment_ago_does_not_hold_an_order_up(engine: Engine) -> None:
-    for order in (engine.offload(1), engine.onload(), engine.offload(2)):
-        if engine.memory == "loaded":
-            # of three samples on two slots one still waits
-            generation = engine.generate(call_of(n=3, max_tokens=200, min_tokens=200))
-            await anext(aiter(generation))
-            generation.close()
-            await drain(generation)
-        await order
-    assert engine.memory == "discarded"
+@pytest.mark.parametrize("level", [1, pytest.param(2, marks=pytest.mark.needs("update_weights"))])
+async def test_what_was_closed_a_moment_ago_does_not_hold_an_order_up(
+    engine: Engine, level: int
+) -> None:
+    # of three samples on two slots one still waits
+    generation = engine.generate(lasting(engine, 200, n=3))
+    await anext(aiter(generation))
+    generation.close()
+    await drain(generation)
+    await engine.offload(level)
+    assert engine.memory == {1: "offloaded", 2: "discarded"}[level]
     counters = engine.counters()
     assert (counters["running_samples"], counters["waiting_samples"]) == (0, 0)

@@ -1,70 +1,19 @@
-"""lmdeploy's own api_server as a process; the tests are left out where lmdeploy is not installed."""
+"""lmdeploy's own api_server over a stub; the tests are left out where lmdeploy is not installed."""
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.servers import ServerKind, free_port
+from tests.lmdeploy_server.api_server import ApiServer
+from tests.servers import ServerKind
 from tests.tiny_model import save_tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
-START_LIMIT_S = 300.0
 
 if importlib.util.find_spec("lmdeploy") is None:
     collect_ignore_glob = ["*.py"]
-
-
-class ApiServer:
-    """A running one."""
-
-    def __init__(self, model: Path, log: Path, options: dict[str, object]) -> None:
-        self.port = free_port()
-        self._log = log
-        words = [str(model), str(self.port), json.dumps(options)]
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tests.lmdeploy_server.stub_server", *words],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-                cwd=log.parent,
-            )
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def wait_healthy(self) -> None:
-        deadline = time.monotonic() + START_LIMIT_S
-        while not self._healthy():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the api_server did not start:\n{self.log_tail()}")
-            time.sleep(0.2)
-
-    def _healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait(30)
-
-    def log_tail(self) -> str:
-        return self._log.read_text(errors="replace")[-3000:]
-
 
 StartApiServer = Callable[..., ApiServer]
 

@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from producer_sdk import Client
 from protocols.errors import ConfigError, EngineFailed, RolloutError
 from protocols.rollout_state import TokenIds
-from tests.lmdeploy_server.conftest import ApiServer, StartApiServer
+from tests.lmdeploy_server.api_server import ApiServer
+from tests.lmdeploy_server.conftest import StartApiServer
 from tests.plain_model import PlainModel, listed, of_tokens
 from tests.tiny_model import VOCABULARY
 from tests.torch_engine_calls import PROMPT, Said, call, drain, read, say

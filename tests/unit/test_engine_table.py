@@ -7,19 +7,11 @@ from typing import get_args
 
 import pytest
 
-from protocols.rollout_state import SampleParams
+from tests.engines import MINIMUM
 from worker.config import Config
 from worker.engines.table import declared, renewed, table
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = {"n", "stops", "return_logprob"}
-LEAST = {
-    "torch": {*SampleParams.__struct_fields__, "offload", "update_weights"},
-    "lmdeploy": SAMPLES
-    | {"sampling_seed", "min_tokens", "top_logprobs", "offload", "update_weights"},
-    "lmdeploy-server": SAMPLES | {"offload"},
-    "scripted": {*SampleParams.__struct_fields__, "offload", "update_weights", "script"},
-}
 
 
 def test_the_page_says_what_the_engines_declare() -> None:
@@ -35,11 +27,12 @@ def test_every_engine_that_a_worker_may_have_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("name", sorted(declared()))
 def test_an_engine_declares_at_least_what_was_promised(name: str) -> None:
-    assert declared()[name] >= LEAST[name]
+    assert declared()[name] >= MINIMUM[name]
 
 
 def test_lmdeploy_s_server_is_not_asked_for_what_its_route_lacks() -> None:
-    lacking = {"sampling_seed", "min_tokens", "presence_penalty", "frequency_penalty"}
+    penalties = {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+    lacking = {"sampling_seed", "min_tokens", *penalties}
     assert declared()["lmdeploy-server"].isdisjoint({*lacking, "update_weights", "script"})
 
 

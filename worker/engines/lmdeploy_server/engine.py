@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
-from protocols.errors import (
-    ConfigError,
-    ContextLengthExceeded,
-    EngineFailed,
-    InvalidRequest,
-    WeightsRefused,
-)
+from protocols.errors import ConfigError, EngineFailed, InvalidRequest, WeightsRefused
 from worker.engines.base import Call, Counters, Generation, Memory, Tokenizer, Weights
+from worker.engines.lmdeploy_engine.request import Room, ended_by, kept_of
 from worker.engines.stream import SegmentStream
 from worker.engines.weights import after_offload, after_onload, busy, not_loaded
 
@@ -53,7 +48,7 @@ class LMDeployServerEngine:
         self._readers: dict[asyncio.Task[None], Reader] = {}
         self._totals = Totals()
         self._one_order = asyncio.Lock()
-        self._local: LocalModel | None = None
+        self._room: Room | None = None
 
     async def start(self) -> None:
         """Wait until the server is there, compare its model with this one, wake it and let it draw a token.
@@ -72,13 +67,16 @@ class LMDeployServerEngine:
         except EngineFailed as error:
             raise ConfigError(f"--engine-url: {error.message}", param="engine-url") from None
         self.tokenizer, self.vocabulary = local.tokenizer, local.vocabulary
-        self._local = local
+        self._room = Room(self.context_tokens, local.vocabulary, local.stop_ids)
 
     async def close(self) -> None:
-        """Give up what is under way and close the connections; the server stays as it is."""
-        self._local = None
+        """Give up what is under way and close the connections; the server stays as it is.
+
+        Open generations raise EngineFailed.
+        """
+        self._room = None
         for reader in self._readers.values():
-            reader.give_up()
+            reader.break_off(_not_running())
         if self._readers:
             await asyncio.wait(self._readers, timeout=self._settings.abort_limit_s)
         for task in self._readers:
@@ -95,15 +93,15 @@ class LMDeployServerEngine:
         Raises EngineFailed where the engine is not running or its weights are not loaded, RequestError for a prompt
         that it cannot take.
         """
-        local = self._local
-        if local is None:
-            raise EngineFailed("the engine is not running; another worker can take the job")
+        room = self._room
+        if room is None:
+            raise _not_running()
         if self._one_order.locked():
             raise EngineFailed("the engine's weights are being moved; try again")
         if self.memory != "loaded":
             raise not_loaded(self.memory)
-        self._check(call)
-        readers = {sample.index: self._reader(sample) for sample in _samples(call, local)}
+        room.check(call)
+        readers = {sample.index: self._reader(sample) for sample in _samples(call, room)}
 
         def given_up(indices: Sequence[int]) -> None:
             for index in indices:
@@ -190,36 +188,27 @@ class LMDeployServerEngine:
                 param="model",
             )
 
-    def _check(self, call: Call) -> None:
-        if len(call.prompt_ids) >= self.context_tokens:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(call.prompt_ids)} tokens and the context {self.context_tokens}: no room is left "
-                "for an answer; shorten it"
-            )
-        largest = max(map(max, filter(None, (call.prompt_ids, *call.kept))), default=-1)
-        if not 0 <= largest < self.vocabulary:
-            raise InvalidRequest(
-                f"the prompt, or what is kept of an earlier attempt, is empty or has the token id {largest}; this "
-                f"model's are below {self.vocabulary}"
-            )
 
-
-def _samples(call: Call, local: "LocalModel") -> list[Sample]:
+def _samples(call: Call, room: Room) -> list[Sample]:
     """Those of a call that have not ended."""
-    params = call.params
-    kept = [list(ids) for ids in call.kept] or [[] for _ in range(params.n)]
     return [
         Sample(
             index=index,
             input_ids=[*call.prompt_ids, *ids],
             start=len(ids),
-            params=params,
-            stop_ids=local.stop_ids,
-            vocabulary=local.vocabulary,
+            most=room.limit(call) - len(ids),
+            whole=ended_by(ids, call, room),
+            params=call.params,
+            stop_ids=room.stop_ids,
+            vocabulary=room.vocabulary,
         )
-        for index, ids in enumerate(kept)
+        for index, ids in enumerate(kept_of(call))
         if index not in call.ended
     ]
+
+
+def _not_running() -> EngineFailed:
+    return EngineFailed("the engine is not running; another worker can take the job")
 
 
 def _read(model: str) -> "LocalModel":

@@ -9,7 +9,7 @@ import msgspec
 
 from protocols.errors import EngineFailed, RequestError
 from protocols.job import Segment
-from protocols.rollout_state import SampleParams
+from protocols.rollout_state import FinishReason, SampleParams
 from worker.engines.stream import SegmentStream
 
 from .server import Away, Server
@@ -37,6 +37,10 @@ class Sample(msgspec.Struct, frozen=True):
     """Prompt, then what is kept of the response."""
     start: int
     """Tokens that are kept."""
+    most: int
+    """Tokens that may be drawn."""
+    whole: FinishReason | None
+    """Why nothing is left to be drawn."""
     params: SampleParams
     stop_ids: frozenset[int]
     vocabulary: int
@@ -60,6 +64,7 @@ class Reader:
         self._drawn = sample.start
         self._forwarded = False
         self._task: asyncio.Task[None] | None = None
+        self._stream: SegmentStream | None = None
         self._session: int | None = None
         self._giving_up: asyncio.Task[None] | None = None
         self.running = False
@@ -69,6 +74,7 @@ class Reader:
 
     def start(self, stream: SegmentStream) -> asyncio.Task[None]:
         """Begin to draw into a stream."""
+        self._stream = stream
         self._task = asyncio.create_task(self._run(stream))
         return self._task
 
@@ -79,6 +85,12 @@ class Reader:
             self._end()
         elif self._giving_up is None:
             self._giving_up = asyncio.create_task(self._abort(self._session))
+
+    def break_off(self, error: EngineFailed) -> None:
+        """Give up, and raise `error` in the call's reader, where that waits for more."""
+        if self._stream is not None and not self.ended:
+            self._stream.fail(error)
+        self.give_up()
 
     async def _abort(self, session_id: int) -> None:
         try:
@@ -108,25 +120,23 @@ class Reader:
             self.running, self.ended = False, True
 
     async def _draw(self, stream: SegmentStream) -> None:
-        sample = self._sample
-        most = (sample.params.max_tokens or 0) - sample.start
-        if most <= 0:
-            stream.put(self._segment(Drawn(finish_reason="length")))
+        if self._sample.whole is not None:
+            stream.put(self._segment(Drawn(finish_reason=self._sample.whole)))
             return
         give_up_at = asyncio.get_running_loop().time() + self._settings.away_limit_s
         while True:
             left_s = give_up_at - asyncio.get_running_loop().time()
             await self._server.wait_until_up(max(left_s, 0))
             try:
-                await self._read(self._ask(most), stream)
+                await self._read(self._ask(), stream)
             except Away:
                 continue
             return
 
-    def _ask(self, most: int) -> Ask:
+    def _ask(self) -> Ask:
         sample = self._sample
         session_id = _LEAST_SESSION + secrets.randbelow(_SESSIONS - _LEAST_SESSION)
-        return ask(sample.params, session_id, sample.input_ids, most, sample.stop_ids)
+        return ask(sample.params, session_id, sample.input_ids, sample.most, sample.stop_ids)
 
     async def _read(self, body: Ask, stream: SegmentStream) -> None:
         """From the request to its last event; raises Away, EngineFailed or RequestError."""
@@ -153,7 +163,7 @@ class Reader:
         drawn = read_event(data.encode(), sample.params.top_logprobs, sample.vocabulary)
         if not self._forwarded:
             self._forwarded = True
-            totals.forwarded_tokens += len(sample.input_ids)
+            totals.forwarded_tokens += len(sample.input_ids) - 1  # the last token is not forwarded
         totals.forwarded_tokens += len(drawn.token_ids)
         totals.generated_tokens += len(drawn.token_ids)
         self.ended = self.ended or drawn.finish_reason is not None

@@ -18,7 +18,6 @@ CAPABILITIES = frozenset(
         "temperature",
         "top_p",
         "top_k",
-        "repetition_penalty",
         "stops",
         "stop_token_ids",
         "include_stop_str_in_output",
@@ -28,7 +27,8 @@ CAPABILITIES = frozenset(
         "offload",
     }
 )
-"""`/generate` has no seed, min_tokens, presence_penalty or frequency_penalty."""
+"""`/generate` has no seed, min_tokens, presence_penalty or frequency_penalty. Its repetition_penalty counts neither the
+prompt nor what is kept, and counts padding, so it is refused too."""
 
 SAID_CHARS = 300
 """So much of what a server says is passed on."""
@@ -48,9 +48,9 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
     top_p: float
     top_k: int
-    repetition_penalty: float
     stop_token_ids: list[int]
     top_logprobs_num: int
+    repetition_penalty: float = 1.0
     min_p: float = 0.0
     repetition_ngram_size: int = 0
     repetition_ngram_threshold: int = 0
@@ -66,7 +66,7 @@ def ask(
     params: SampleParams, session_id: int, input_ids: list[int], most: int, stop_ids: frozenset[int]
 ) -> Ask:
     """A request for at most `most` tokens after `input_ids`; `stop_ids` are the model's own."""
-    greedy = params.temperature == 0  # the server would leave out penalties at temperature 0
+    greedy = params.temperature == 0
     return Ask(
         session_id=session_id,
         input_ids=input_ids,
@@ -74,7 +74,6 @@ def ask(
         temperature=1.0 if greedy else params.temperature,
         top_p=1.0 if greedy else params.top_p,
         top_k=1 if greedy else params.top_k,
-        repetition_penalty=params.repetition_penalty,
         stop_token_ids=sorted(stop_ids.union(params.stop_token_ids)),
         top_logprobs_num=params.top_logprobs,
     )
