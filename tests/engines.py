@@ -32,9 +32,9 @@ def _made(name: str, model: Path, slots: int) -> Engine:
         from worker.engines.torch_engine import Settings, TorchEngine
 
         return TorchEngine(Settings(model=str(model), slots=slots, threads=1))
-    from tests.lmdeploy.cpu_shim import install_once
+    from tests.lmdeploy.cpu_shim import install
     from worker.engines.lmdeploy_engine import LMDeployEngine
     from worker.engines.lmdeploy_engine import Settings as LMDeploySettings
 
-    install_once()
+    install()
     return LMDeployEngine(LMDeploySettings(model=str(model), slots=slots))
