@@ -73,11 +73,11 @@ def made(name: str, model: Path, url: str | None = None, *, slots: int = 2) -> E
 
         return TorchEngine(TorchSettings(model=str(model), slots=slots, threads=1))
     if name == "lmdeploy":
-        from tests.lmdeploy.cpu_shim import install_once
+        from tests.lmdeploy.cpu_shim import install
         from worker.engines.lmdeploy_engine import LMDeployEngine
         from worker.engines.lmdeploy_engine import Settings as LMDeploySettings
 
-        install_once()
+        install()
         return LMDeployEngine(LMDeploySettings(model=str(model), slots=slots))
     from worker.engines.lmdeploy_server.engine import LMDeployServerEngine
     from worker.engines.lmdeploy_server.settings import Settings as ServerSettings

@@ -17,6 +17,8 @@ from tests.job_body import chat, scripted
 
 pytestmark = pytest.mark.timeout(180)
 IDS = {"box-0", "box-1"}
+LONG = {**scripted("x" * 2000, ms_per_token=20), "max_tokens": 2000}
+"""Forty seconds of work, which a worker can tell beforehand: within a grace of minutes it lets the job end."""
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_a_second_signal_hands_everything_back_at_once(
     with launched(tmp_path, url, pool, "--gpus", "0-1", "--grace-s", "600") as launcher:
         launcher.wait_for("ready: 2 workers")
         with Client(url, pool=pool) as client:
-            job = client.submit(scripted("x" * 2000, ms_per_token=20))
+            job = client.submit(LONG)
             key = f"rollout:{{{pool}}}:reply:{job.job_id}"
             launcher.wait_until(lambda: redis.hget(key, "status") == "running", "the job under way")
             launcher.signal(number)
@@ -128,6 +130,36 @@ def test_a_second_signal_hands_everything_back_at_once(
             assert launcher.wait() == 0
             assert redis.hget(key, "status") == "queued"
             assert redis.zcard(f"rollout:{{{pool}}}:leases") == 0
+        assert launcher.left() == []
+
+
+def test_a_third_signal_kills_even_a_worker_that_is_frozen(
+    tmp_path: Path, url: str, pool: str, redis: Redis
+) -> None:
+    with launched(tmp_path, url, pool, "--gpus", "0-1", "--grace-s", "600") as launcher:
+        launcher.wait_for("ready: 2 workers")
+        with Client(url, pool=pool) as client:
+            job = client.submit(LONG)
+            key = f"rollout:{{{pool}}}:reply:{job.job_id}"
+            launcher.wait_until(lambda: redis.hget(key, "status") == "running", "the job under way")
+            busy = str(redis.hget(key, "worker"))
+            (idle,) = IDS - {busy}
+            frozen = workers(launcher)[idle]
+            frozen.suspend()
+
+            launcher.signal(signal.SIGTERM)
+            launcher.wait_until(
+                lambda: states(redis, pool, busy) == ["draining"], "a worker draining"
+            )
+            assert redis.hget(key, "status") == "running"
+
+            launcher.signal(signal.SIGTERM)
+            launcher.wait_until(lambda: states(redis, pool, busy) == [None], "the busy worker gone")
+            assert redis.hget(key, "status") == "queued"
+            assert frozen.status() == psutil.STATUS_STOPPED
+
+            launcher.signal(signal.SIGTERM)
+            assert launcher.wait() == 128 + signal.SIGKILL
         assert launcher.left() == []
 
 

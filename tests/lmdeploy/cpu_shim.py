@@ -22,25 +22,21 @@ from torch.overrides import TorchFunctionMode
 
 VERSION = "0.18.0"
 MEMORY_BYTES = 256 * 1024**2
-"""What the GPU that is not there says to have free."""
+MEMORY_VARIABLE = "CPU_SHIM_BYTES"
+"""What the GPU that is not there says to have free; a real model needs more than a tiny one, so it can be said."""
 BLOCK_TOKENS = 64
 
 
-def install(memory_bytes: int = MEMORY_BYTES) -> None:
-    """Let lmdeploy run here."""
+@cache
+def install() -> None:
+    """Let lmdeploy run here; again, it does nothing."""
+    torch.set_num_threads(1)
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     os.environ["LMDEPLOY_SKIP_WARMUP"] = "1"
-    _pretend_cuda(memory_bytes)
+    _pretend_cuda(int(os.environ.get(MEMORY_VARIABLE, MEMORY_BYTES)))
     CudaMeansCpu().__enter__()
     _replace_kernels()
     _replace_choices()
-
-
-@cache
-def install_once() -> None:
-    """The same, for tests that share a process."""
-    torch.set_num_threads(1)
-    install()
 
 
 class _Stream:

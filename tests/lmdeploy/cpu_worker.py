@@ -2,12 +2,9 @@
 
 import sys
 
-import torch
-
 from tests.lmdeploy.cpu_shim import install
 from worker.__main__ import main
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     install()
     sys.exit(main())

@@ -17,7 +17,7 @@ from protocols.errors import (
     WeightsRefused,
 )
 from protocols.queue.broker import Broker
-from tests.lmdeploy.cpu_shim import install_once
+from tests.lmdeploy import cpu_shim
 from tests.lmdeploy.stub_engine import POISON, Fault, install
 from tests.queue_fixtures import broker, client
 from tests.tiny_model import save_tiny_model
@@ -111,7 +111,7 @@ async def test_a_step_of_the_real_engine_that_breaks_ends_it(
     def sample(*_: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB at 0xdeadbeef")
 
-    install_once()
+    cpu_shim.install()
     async with running(model) as engine:
         await read(engine.generate(call(GOOD)))
         processor = "lmdeploy.pytorch.engine.logits_process.FusedLogitsProcessor.sampling"

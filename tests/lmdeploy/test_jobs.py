@@ -7,11 +7,12 @@ import pytest
 from redis.exceptions import ResponseError
 from transformers import LlamaConfig
 
-from producer_sdk import Client, JobStatus
+from producer_sdk import Client, Future, JobStatus
 from protocols.job import Reply
 from protocols.rollout_state import RolloutState
 from tests.control_look import fact, obeyed, order
 from tests.job_body import chat, claude
+from tests.lmdeploy.summary import Show, told
 from tests.plain_model import PlainModel, of_tokens
 from tests.pool_look import Look, wait_until
 from tests.queue_fixtures import broker, client, look, nothing_left
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 LOAD_S, ANSWER_S = 200.0, 120.0
 TOLERATED, APART = 1e-4, 1e-2
+PROMPT = list(range(5, 25))
 LONG_TOKENS = 1500
 CONTEXT_TOKENS = 2048
 
@@ -72,23 +74,26 @@ def drawn_by(state: RolloutState, weights: Path) -> list[float]:
     return of_tokens(found, state.response_ids)
 
 
-def farthest(state: RolloutState, weights: Path) -> float:
-    own = drawn_by(state, weights)
-    return max(abs(a - b) for a, b in zip(state.logprobs, own, strict=True))
+def apart(state: RolloutState, weights: Path) -> list[float]:
+    """How far each of a sample's log-probabilities is from what transformers makes of it with these weights."""
+    drawn = drawn_by(state, weights)
+    return [abs(a - b) for a, b in zip(state.logprobs, drawn, strict=True)]
 
 
-def show(name: str, state: RolloutState) -> None:
-    shown = [f"{one:.4f}" for one in state.logprobs]
-    print(name, state.finish_reason, list(state.response_ids), " ".join(shown))  # noqa: T201 - pytest shows it
+def long(client: Client) -> Future[Reply]:
+    """A job whose end a test need not fear."""
+    params = {"max_tokens": LONG_TOKENS, "min_tokens": LONG_TOKENS, "sampling_seed": 5}
+    body = {"input_ids": PROMPT, "sample_params": params}
+    return client.submit(body, protocol="generate")
 
 
-def test_jobs_of_both_shapes_and_an_update_of_the_weights(
-    start: Start,
-    client: Client,
-    look: Look,
-    model: Path,
-    trained: Path,
-    nothing_left: Callable[[], None],
+def wait_kept(look: Look, job_id: str) -> None:
+    key = look.keys.reply(job_id)
+    wait_until(lambda: look("HGET", key, "kept:0"), "some tokens are kept", timeout_s=60)
+
+
+def test_jobs_of_both_shapes_are_answered(
+    start: Start, client: Client, model: Path, show: Show, nothing_left: Callable[[], None]
 ) -> None:
     worker = start()
     worker.wait_ready(LOAD_S)
@@ -97,28 +102,28 @@ def test_jobs_of_both_shapes_and_an_update_of_the_weights(
     reply = client.submit(asked, protocol="openai.chat").result(ANSWER_S)
     reply.raise_for_status()
     for choice, state in zip(reply.response["choices"], reply.states, strict=True):
-        show("openai.chat", state)
         entries = choice["logprobs"]["content"]
         assert [one["logprob"] for one in entries] == pytest.approx(list(state.logprobs))
         assert all(len(one["top_logprobs"]) == 2 for one in entries)
         assert choice["rollout"]["token_ids"] == list(state.response_ids)
-        assert farthest(state, model) <= TOLERATED
+        farthest = max(apart(state, model))
+        assert farthest <= TOLERATED
+        show(told(f"openai.chat, choice {state.index}", state, farthest))
     assert len({bytes(state.response_ids) for state in reply.states}) == 3
 
-    reply = client.submit(claude("rain", max_tokens=12), protocol="claude.messages").result(
-        ANSWER_S
-    )
-    before = state_of(reply)
-    show("claude.messages", before)
+    asked = claude("rain", max_tokens=12)
+    reply = client.submit(asked, protocol="claude.messages").result(ANSWER_S)
+    state = state_of(reply)
     assert reply.response["type"] == "message"
-    assert reply.response["rollout"]["token_ids"] == list(before.response_ids)
-    assert farthest(before, model) <= TOLERATED
+    assert reply.response["rollout"]["token_ids"] == list(state.response_ids)
+    farthest = max(apart(state, model))
+    assert farthest <= TOLERATED
+    show(told("claude.messages", state, farthest))
 
     free = state_of(client.submit(chat("rain", max_tokens=60, seed=3)).result(ANSWER_S))
     pairs = [free.text[i : i + 2] for i in range(4, len(free.text) - 1)]
     stop = next(pair for pair in pairs if pair.isascii())
     stopped = state_of(client.submit(chat("rain", max_tokens=60, seed=3, stop=[stop])).result(60))
-    show("stopped by a string", stopped)
     assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
     ended = len(stopped.response_ids)
     assert list(stopped.response_ids) == list(free.response_ids)[:ended]
@@ -127,6 +132,19 @@ def test_jobs_of_both_shapes_and_an_update_of_the_weights(
     refused = client.submit(chat("rain", presence_penalty=0.5)).result(ANSWER_S)
     assert (refused.status, refused.code) == (JobStatus.FAILED, 400)
 
+    nothing_left()
+    worker.terminate()
+    assert worker.wait() == 0
+
+
+def test_from_an_update_on_every_token_is_that_of_the_new_weights(
+    start: Start, client: Client, look: Look, model: Path, trained: Path, show: Show
+) -> None:
+    worker = start()
+    worker.wait_ready(LOAD_S)
+    future = long(client)
+    wait_kept(look, future.job_id)
+
     obeyed(look, "pause")
     assert obeyed(look, "offload", "level=2")[worker.worker_id]["state"] == "offloaded"
     assert obeyed(look, "onload")[worker.worker_id]["state"] == "stale"
@@ -134,32 +152,42 @@ def test_jobs_of_both_shapes_and_an_update_of_the_weights(
         order(look, "continue")
     obeyed(look, "update_weights", "version=1", f"uri={trained / 'model.safetensors'}")
     obeyed(look, "continue")
-    after = state_of(
-        client.submit(claude("rain", max_tokens=12), protocol="claude.messages").result(60)
-    )
-    show("after the update", after)
-    assert (before.policy_versions, after.policy_versions) == (((0, 0),), ((1, 0),))
-    assert farthest(after, trained) <= TOLERATED
-    assert farthest(after, model) > APART
 
-    nothing_left()
-    worker.terminate()
-    assert worker.wait() == 0
+    state = state_of(future.result(ANSWER_S))
+    (old, first), (new, cut) = state.policy_versions
+    assert (old, first, new) == (0, 0, 1)
+    assert 0 < cut < LONG_TOKENS == len(state.response_ids)
+    by_old, by_new = apart(state, model), apart(state, trained)
+    assert max(by_old[:cut]) <= TOLERATED
+    assert max(by_new[cut:]) <= TOLERATED
+    told_apart = sum(one > APART for one in by_old[cut:])
+    assert told_apart > (LONG_TOKENS - cut) / 2
+    show(
+        f"update under way (pause, offload 2, onload, update_weights, continue): {cut} tokens of version 0, within "
+        f"{max(by_old[:cut]):.1e} of transformers on the old weights; {LONG_TOKENS - cut} of version 1, within "
+        f"{max(by_new[cut:]):.1e} of it on the new,\n  whereas the old ones differ by more than {APART:g} at "
+        f"{told_apart} of these, by {max(by_old[cut:]):.2f} at most"
+    )
+
+    after = state_of(
+        client.submit(claude("rain", max_tokens=12), protocol="claude.messages").result(ANSWER_S)
+    )
+    assert after.policy_versions == ((1, 0),)
+    farthest = max(apart(after, trained))
+    assert farthest <= TOLERATED
+    assert max(apart(after, model)) > APART
+    show(told("claude.messages, after the update", after, farthest))
 
 
 def test_a_killed_worker_s_job_goes_on_from_its_kept_tokens(
-    start: Start, client: Client, look: Look, model: Path
+    start: Start, client: Client, look: Look, model: Path, show: Show
 ) -> None:
     workers = [start(), start()]
     for worker in workers:
         worker.wait_ready(LOAD_S)
-    params = {"max_tokens": LONG_TOKENS, "min_tokens": LONG_TOKENS, "sampling_seed": 5}
-    future = client.submit(
-        {"input_ids": list(range(5, 25)), "sample_params": params}, protocol="generate"
-    )
-    reply_key = look.keys.reply(future.job_id)
-    wait_until(lambda: look("HGET", reply_key, "kept:0"), "some tokens are kept", timeout_s=60)
-    holder = look("HGET", reply_key, "worker").decode()
+    future = long(client)
+    wait_kept(look, future.job_id)
+    holder = look("HGET", look.keys.reply(future.job_id), "worker").decode()
     (victim,) = [one for one in workers if one.worker_id == holder]
     (heir,) = [one for one in workers if one.worker_id != holder]
     victim.kill()
@@ -168,15 +196,23 @@ def test_a_killed_worker_s_job_goes_on_from_its_kept_tokens(
     state = state_of(reply)
     assert (reply.worker, reply.attempts) == (heir.worker_id, 2)
     assert (len(state.response_ids), state.finish_reason) == (LONG_TOKENS, "length")
-    assert farthest(state, model) <= TOLERATED
+    farthest = max(apart(state, model))
+    assert farthest <= TOLERATED
 
     events = look.reply(future.job_id)["events"]
     kept = int(events.partition("lost after ")[2].split()[0])
     rest = LONG_TOKENS - kept
-    print(f"{kept} tokens were kept, {rest} drawn after them")  # noqa: T201 - pytest shows it
     assert 0 < kept < LONG_TOKENS
-    wait_until(
-        lambda: int(fact(look, heir.worker_id, "generated_tokens")) >= rest, "a heartbeat tells"
+
+    def counted(what: str) -> int:
+        return int(fact(look, heir.worker_id, f"{what}_tokens"))
+
+    wait_until(lambda: counted("generated") >= rest, "a heartbeat tells")
+    # each position once: the prompt and what was kept together, then one a token; the last is not forwarded
+    assert counted("generated") == rest
+    assert counted("forwarded") == len(PROMPT) + LONG_TOKENS - 1
+    show(
+        f"SIGKILL: {kept} of {LONG_TOKENS} tokens were kept; the heir drew {counted('generated')} and forwarded "
+        f"{counted('forwarded')} positions ({len(PROMPT)} + {LONG_TOKENS} - 1); all within {farthest:.1e} of "
+        "transformers"
     )
-    told = [fact(look, heir.worker_id, f"{what}_tokens") for what in ("generated", "forwarded")]
-    assert told == [str(rest), str(20 + LONG_TOKENS - 1)]

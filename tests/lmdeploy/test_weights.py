@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from protocols.errors import EngineFailed, OutOfMemory, WeightsRefused
-from tests.lmdeploy.cpu_shim import install_once
+from tests.lmdeploy.cpu_shim import install
 from tests.tiny_model import altered, save_tiny_model
 from tests.torch_engine_calls import LIMIT_S, call, drain, say
 from tests.trained_weights import cut, disturb, of_file, to_file
@@ -31,7 +31,7 @@ def trained(model: Path) -> Path:
 
 @pytest.fixture
 async def engine(model: Path) -> AsyncIterator[LMDeployEngine]:
-    install_once()
+    install()
     made = LMDeployEngine(Settings(model=str(model), slots=2))
     await made.start()
     yield made
