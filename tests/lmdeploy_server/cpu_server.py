@@ -13,7 +13,7 @@ import sys
 from multiprocessing import managers
 from typing import Any, cast
 
-from tests.lmdeploy.cpu_shim import install_once
+from tests.lmdeploy.cpu_shim import install
 
 SAMPLES_AT_ONCE = 4
 
@@ -49,7 +49,7 @@ def outlive_the_manager() -> None:
 
 
 if __name__ in {"__main__", "__mp_main__"}:
-    install_once()
+    install()
 
 if __name__ == "__mp_main__":
     outlive_the_manager()
