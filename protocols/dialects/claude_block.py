@@ -1,6 +1,6 @@
 """The pieces of content that Claude's messages are made of, as they travel."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -166,5 +166,5 @@ Content = Given | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolRes
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message."""
 
-    role: Literal["user", "assistant", "system"]
+    role: str
     content: str | Annotated[list[Content], Meta(min_length=1)]
