@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from protocols.dialects.field import ignored, refused
 
@@ -167,4 +166,5 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message."""
 
     role: str
-    content: str | Annotated[list[Content], Meta(min_length=1)]
+    content: str | list[Content]
+    """Empty only where the assistant said nothing."""

@@ -76,6 +76,8 @@ def messages_of(
 
 
 def _role(turn: Turn, at: int) -> Literal["user", "assistant", "system"]:
+    if turn.role != "assistant" and turn.content == []:
+        raise _wrong("Expected `array` of length >= 1", "messages", at, "content")
     if turn.role == "user" or turn.role == "assistant" or turn.role == "system":
         return turn.role
     raise _wrong("Expected one of user, assistant, system", "messages", at, "role")

@@ -186,16 +186,21 @@ def _choice(state: RolloutState, answer: Answer) -> Choice:
 def logprobs_of(state: RolloutState, token_bytes: Callable[[int], bytes]) -> ChoiceLogprobs:
     """Of every generated token."""
     pieces = [token_bytes(token_id) for token_id in state.response_ids]
-    tops = [
-        {token_bytes(token).decode(errors="replace"): value for token, value in reversed(top)}
-        for top in tops_of(state)
-    ]
     return ChoiceLogprobs(
         [piece.decode(errors="replace") for piece in pieces],
         finite(state.logprobs),
-        tops if state.sample_params.top_logprobs else None,
+        [_named(top, token_bytes) for top in tops_of(state)]
+        if state.sample_params.top_logprobs
+        else None,
         _offsets(pieces),
     )
+
+
+def _named(top: list[tuple[int, float]], token_bytes: Callable[[int], bytes]) -> dict[str, float]:
+    named: dict[str, float] = {}
+    for token_id, logprob in top:
+        named.setdefault(token_bytes(token_id).decode(errors="replace"), logprob)
+    return named
 
 
 def _offsets(pieces: list[bytes]) -> list[int]:
