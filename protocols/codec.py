@@ -8,8 +8,8 @@ the first's.
 import json
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -17,6 +17,8 @@ from protocols.errors import InvalidRequest
 from protocols.rollout_state import Logprobs, RolloutState, TokenIds
 
 JOB_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
+MAX_DEPTH = 100
+"""Of schemas and arguments: what is deeper would break the libraries that read them later."""
 MAX_NAMED_CHARS = 256
 """An error repeats no more of what a client sent."""
 Parsed = TypeVar("Parsed")
@@ -96,12 +98,20 @@ def decode_json(data: bytes) -> dict[str, Any]:
 
 def json_text(value: object, field: str) -> str:
     """Compact JSON text, keys as they come; raises InvalidRequest, which names `field`, where it is too deep."""
-    try:
-        return json.dumps(
-            value, ensure_ascii=False, separators=(",", ":")
-        )  # takes integers of any size
-    except RecursionError:
-        raise InvalidRequest(f"`{field}`: nested too deeply", param=field) from None
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise InvalidRequest(f"`{field}`: nested deeper than {MAX_DEPTH} levels", param=field)
+    return json.dumps(
+        value, ensure_ascii=False, separators=(",", ":")
+    )  # takes integers of any size
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return cast("dict[str, object]", value).values()
+    return cast("list[object]", value) if isinstance(value, list) else ()
 
 
 def object_text(text: str) -> str | None:
