@@ -1,20 +1,23 @@
 """The official clients, whose requests are normalized and whose answers are ours; no network."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import anthropic
 import httpx2
 import msgspec
 import openai
 import pytest
-from anthropic.types import MessageParam, ToolParam, ToolResultBlockParam
-from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
 from protocols.dialects import dialect_of, http_status
 from protocols.dialects.base import Answer
 from protocols.errors import NoLiveWorker, QueueFull, RolloutError, UnsupportedOption
 from protocols.message import Block, Message, Text, Thinking, ToolResult, ToolUse
 from protocols.rollout_state import Logprobs, Status, TokenIds
+
+if TYPE_CHECKING:
+    from anthropic.types import MessageParam, ToolParam, ToolResultBlockParam
+    from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
 CALL = (
     Thinking("A call."),
@@ -50,7 +53,15 @@ def answering(protocol: str, output: tuple[Block, ...] = ()) -> Respond:
             for index in range(normal.state.sample_params.n)
         )
         answer = Answer(
-            "job-1", "m", 7, states, normal.ignored, 1, 99, lambda token_id: bytes([token_id])
+            "job-1",
+            "m",
+            7,
+            states,
+            normal.ignored,
+            1,
+            99,
+            lambda token_id: bytes([token_id]),
+            normal.asked,
         )
         return httpx2.Response(200, content=dialect.respond(answer), headers=JSON)
 
