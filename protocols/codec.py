@@ -1,8 +1,8 @@
 """Bytes to and from what travels: the one place that knows the wire.
 
 JSON is the dialects' own; rollout states are msgpack, with token ids as little-endian u32 and
-log-probabilities as little-endian f32. Samples after the first leave out the prompt, which equals
-the first's.
+log-probabilities as little-endian f32. Samples after the first leave out the prompt and its tools,
+which equal the first's.
 """
 
 import json
@@ -67,7 +67,7 @@ def pack_states(states: Sequence[RolloutState]) -> bytes:
     """One rollout state a sample; those after the first without their prompt."""
     first, *others = states
     bare = [
-        msgspec.structs.replace(state, message=(), prompt=None, prompt_ids=TokenIds())
+        msgspec.structs.replace(state, message=(), prompt=None, tools=(), prompt_ids=TokenIds())
         for state in others
     ]
     return _pack.encode([first, *bare])
@@ -80,7 +80,11 @@ def unpack_states(packed: bytes) -> tuple[RolloutState, ...]:
     first, *others = _unpack.decode(packed)
     return first, *(
         msgspec.structs.replace(
-            state, message=first.message, prompt=first.prompt, prompt_ids=first.prompt_ids
+            state,
+            message=first.message,
+            prompt=first.prompt,
+            tools=first.tools,
+            prompt_ids=first.prompt_ids,
         )
         for state in others
     )
