@@ -189,6 +189,7 @@ def _answer(
         attempts=lease.attempt,
         context_tokens=engine.context_tokens,
         token_bytes=engine.tokenizer.token_bytes,
+        asked=normal.asked,
     )
     versions = [version for state in states for version, _ in state.policy_versions]
     return Completed(
