@@ -118,5 +118,3 @@ def test_a_stream_that_would_have_to_take_back_what_it_showed_ends_in_the_error_
     frames += reading
     last = list(events(frames))[-1]
     assert last.data["error"]["message"].startswith("the server has lost a part of the stream")
-
-
