@@ -31,7 +31,7 @@ class Reading:
 
     def _read(self) -> None:
         for frame in self._stream.frames():
-            self.frames.append(frame)  # noqa: PERF402 - one at a time, for who looks meanwhile
+            self.frames.append(frame)
 
     def whole(self) -> bytes:
         """Once it has ended."""
