@@ -123,6 +123,9 @@ class Streamed(msgspec.Struct, frozen=True):
 class Stream(Protocol):
     """The frames of one job in its protocol's own shape, as bytes of server-sent events."""
 
+    plain: bool
+    """Whether its pieces are the text as it stands, markup and thinking included, as in `RolloutState.response`."""
+
     def begin(self) -> bytes:
         """What comes before the first token."""
         ...

@@ -11,10 +11,11 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from protocols.codec import encode_json, parse_json
-from protocols.dialects.base import Answer, Normal, Options
+from protocols.dialects.base import Answer, Normal, Options, Streamed
 from protocols.dialects.claude_error import error_body, http_status
 from protocols.dialects.claude_request import Conversation, understood
 from protocols.dialects.claude_response import message_of
+from protocols.dialects.claude_stream import MessageStream, error_frame, replay
 from protocols.dialects.field import Report, Verdicts, ignored, refused, withheld
 from protocols.dialects.sampling import NEUTRAL, Stops, Temperature, TopK, TopP
 from protocols.errors import RolloutError
@@ -70,6 +71,18 @@ class ClaudeMessages:
     def respond(self, answer: Answer) -> bytes:
         """A message; raises RolloutError where the sample did not come to its end."""
         return encode_json(message_of(answer))
+
+    def stream(self, streamed: Streamed) -> MessageStream:
+        """The frames of a job that begins."""
+        return MessageStream(streamed, self.respond)
+
+    def replay(self, body: bytes) -> bytes:
+        """The frames of a whole response."""
+        return replay(body)
+
+    def error_frame(self, body: bytes) -> bytes:
+        """The event that ends a stream which cannot go on."""
+        return error_frame(body)
 
     def error(self, error: RolloutError, job_id: str) -> bytes:
         """Anthropic's error body."""

@@ -10,12 +10,14 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from protocols.codec import encode_json, parse_json
-from protocols.dialects.base import Answer, Name, Normal, Options
+from protocols.dialects.base import Answer, Name, Normal, Options, Streamed
 from protocols.dialects.choice import Offer
 from protocols.dialects.field import Report, Verdicts, ignored, withheld
+from protocols.dialects.generate_stream import GenerateStream, replay
 from protocols.dialects.openai_call import ToolCall, calls_of
 from protocols.dialects.openai_error import error_body
 from protocols.dialects.openai_message import Turns, messages_of
+from protocols.dialects.openai_stream import error_frame
 from protocols.dialects.openai_tool import (
     Choice,
     Effort,
@@ -162,6 +164,18 @@ class Generate:
                 rollout=Result(answer.attempts, answer.ignored),
             )
         )
+
+    def stream(self, streamed: Streamed) -> GenerateStream:
+        """The frames of a job that begins."""
+        return GenerateStream(streamed, self.respond)
+
+    def replay(self, body: bytes) -> bytes:
+        """The frames of a whole response."""
+        return replay(body)
+
+    def error_frame(self, body: bytes) -> bytes:
+        """The event that ends a stream which cannot go on."""
+        return error_frame(body)
 
     def error(self, error: RolloutError, job_id: str) -> bytes:
         """OpenAI's error body."""

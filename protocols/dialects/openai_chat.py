@@ -6,12 +6,14 @@ import msgspec
 from msgspec import Meta
 
 from protocols.codec import encode_json, parse_json
-from protocols.dialects.base import MAX_MESSAGES, Answer, Normal, Options
+from protocols.dialects.base import MAX_MESSAGES, Answer, Normal, Options, Streamed
 from protocols.dialects.field import Report, Verdicts, chosen, ignored, refused, withheld
 from protocols.dialects.openai_body import Body, asked_of, stops_of, wants_usage
 from protocols.dialects.openai_chat_response import completion
+from protocols.dialects.openai_chat_stream import ChatStream, replay
 from protocols.dialects.openai_error import error_body
 from protocols.dialects.openai_message import Turn, messages_of
+from protocols.dialects.openai_stream import error_frame
 from protocols.dialects.openai_tool import (
     Choice,
     Effort,
@@ -114,6 +116,18 @@ class OpenAIChat:
     def respond(self, answer: Answer) -> bytes:
         """A chat completion; raises RolloutError where a sample did not come to its end."""
         return encode_json(completion(answer))
+
+    def stream(self, streamed: Streamed) -> ChatStream:
+        """The frames of a job that begins."""
+        return ChatStream(streamed, self.respond)
+
+    def replay(self, body: bytes) -> bytes:
+        """The frames of a whole response."""
+        return replay(body)
+
+    def error_frame(self, body: bytes) -> bytes:
+        """The event that ends a stream which cannot go on."""
+        return error_frame(body)
 
     def error(self, error: RolloutError, job_id: str) -> bytes:
         """OpenAI's error body."""

@@ -5,29 +5,28 @@ that sends a list of several gets a 400 that tells it to send one job each. With
 sample may fill the context.
 """
 
-import codecs
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from protocols.codec import encode_json, parse_json
-from protocols.dialects.base import MAX_TOP_LOGPROBS, Answer, Normal, Options
+from protocols.dialects.base import MAX_TOP_LOGPROBS, Answer, Normal, Options, Streamed
 from protocols.dialects.choice import Offer
 from protocols.dialects.field import Report, Verdicts, ignored, refused
 from protocols.dialects.openai_body import TOKEN_IDS, Body, asked_of, stops_of, wants_usage
+from protocols.dialects.openai_completions_logprobs import ChoiceLogprobs, logprobs_of
+from protocols.dialects.openai_completions_stream import CompletionStream, replay
 from protocols.dialects.openai_error import error_body
+from protocols.dialects.openai_stream import error_frame
 from protocols.dialects.openai_tool import format_guide
 from protocols.dialects.openai_usage import Usage, usage_of
 from protocols.dialects.result import (
     Result,
     SampleResult,
     finish_of,
-    finite,
     result_of,
     sample_result,
-    tops_of,
 )
 from protocols.dialects.sampling import TokenId, sample_params
 from protocols.errors import InvalidRequest, RolloutError, UnsupportedOption
@@ -46,17 +45,6 @@ class Request(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     add_special_tokens: Annotated[object, refused(False)] = None
     prompt_embeds: Annotated[object, refused()] = None
     metadata: Annotated[object, ignored({})] = None
-
-
-class ChoiceLogprobs(msgspec.Struct, frozen=True, gc=False):
-    """Every generated token, the stop token included, so that it aligns with `token_ids`."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
-    """Null where no alternatives were asked for; of two that are spelled alike, the likelier."""
-    text_offset: list[int]
-    """Where each token begins, in characters of the text of all tokens."""
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
@@ -139,6 +127,18 @@ class OpenAICompletions:
             )
         )
 
+    def stream(self, streamed: Streamed) -> CompletionStream:
+        """The frames of a job that begins."""
+        return CompletionStream(streamed, self.respond)
+
+    def replay(self, body: bytes) -> bytes:
+        """The frames of a whole response."""
+        return replay(body)
+
+    def error_frame(self, body: bytes) -> bytes:
+        """The event that ends a stream which cannot go on."""
+        return error_frame(body)
+
     def error(self, error: RolloutError, job_id: str) -> bytes:
         """OpenAI's error body."""
         return error_body(error)
@@ -181,32 +181,3 @@ def _choice(state: RolloutState, answer: Answer) -> Choice:
         state.response_ids.tolist() if shows_ids else UNSET,
         UNSET if len(answer.states) == 1 else sample_result(state),
     )
-
-
-def logprobs_of(state: RolloutState, token_bytes: Callable[[int], bytes]) -> ChoiceLogprobs:
-    """Of every generated token."""
-    pieces = [token_bytes(token_id) for token_id in state.response_ids]
-    return ChoiceLogprobs(
-        [piece.decode(errors="replace") for piece in pieces],
-        finite(state.logprobs),
-        [_named(top, token_bytes) for top in tops_of(state)]
-        if state.sample_params.top_logprobs
-        else None,
-        _offsets(pieces),
-    )
-
-
-def _named(top: list[tuple[int, float]], token_bytes: Callable[[int], bytes]) -> dict[str, float]:
-    named: dict[str, float] = {}
-    for token_id, logprob in top:
-        named.setdefault(token_bytes(token_id).decode(errors="replace"), logprob)
-    return named
-
-
-def _offsets(pieces: list[bytes]) -> list[int]:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    offsets, reached = list[int](), 0
-    for piece in pieces:
-        offsets.append(reached)
-        reached += len(decoder.decode(piece))
-    return offsets
