@@ -17,6 +17,7 @@ from protocols.job import JobStatus, Segment
 from protocols.queue.broker import Broker
 from protocols.queue.coalesce import Coalescer
 from protocols.queue.rows import Ending, Failure, Hold, Lease
+from protocols.session import NewTurn
 
 BACKOFF_MOST_S = 60.0
 MOST_DOUBLINGS = 10
@@ -32,6 +33,9 @@ class Completed(msgspec.Struct, frozen=True):
     policy_version: int
     """The newest of its tokens."""
     oldest_version: int
+    session: str = ""
+    turns: tuple[NewTurn, ...] = ()
+    """What its session keeps of it, if it has one."""
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -74,7 +78,7 @@ class Settler:
         self._broker = broker
         self._fail_limit = fail_limit
         self._backoff_s = backoff_s
-        self._finish = Coalescer(broker.finish, size=lambda end: len(end.body) + len(end.state))
+        self._finish = Coalescer(broker.finish, size=lambda end: end.bytes)
         self._fail = Coalescer(self._fail_batch, size=lambda failure: failure.hold.bytes)
         self._release = Coalescer(broker.release, size=lambda hold: hold.bytes)
 
@@ -82,10 +86,11 @@ class Settler:
         """Write what an attempt's end means to its job."""
         job_id, fence = lease.job_id, lease.fence
         match outcome:
-            case Completed(body, state, newest, oldest):
+            case Completed(body, state, newest, oldest, session, turns):
                 done = JobStatus.COMPLETED
+                versions = newest, oldest
                 kept = await self._finish.answer(
-                    Ending(job_id, fence, done, 200, body, state, "", newest, oldest)
+                    Ending(job_id, fence, done, 200, body, state, "", *versions, session, turns)
                 )
             case Ended(status, error, body, state):
                 kept = await self._finish.answer(

@@ -15,7 +15,7 @@ from protocols.dialects.field import Verdicts, refused
 from protocols.dialects.openai_chat import Usage, usage_of
 from protocols.dialects.openai_error import error_body
 from protocols.dialects.openai_message import Turns, messages_of
-from protocols.dialects.result import Result, finish_of, finite
+from protocols.dialects.result import Result, finish_of, finite, session_of
 from protocols.dialects.sampling import (
     Sampling,
     Seed,
@@ -109,7 +109,7 @@ class Generate:
                 prompt_ids=answer.states[0].prompt_ids.tolist(),
                 samples=[_sample(state) for state in answer.states],
                 usage=usage_of(answer),
-                rollout=Result(answer.attempts, answer.ignored),
+                rollout=Result(answer.attempts, answer.ignored, session=session_of(answer)),
             )
         )
 

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from protocols.dialects.base import Answer
 from protocols.errors import RolloutError
-from protocols.rollout_state import RolloutState
+from protocols.rollout_state import RolloutState, SessionPlace
 
 LOGPROB_FLOOR = -9999.0
 """Stands for a log-probability that JSON has no number for, as in OpenAI's and vLLM's responses."""
@@ -34,14 +34,16 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     token_ids: list[int] | UnsetType = UNSET
     logprobs: list[float] | UnsetType = UNSET
     policy_versions: tuple[tuple[int, int], ...] | UnsetType = UNSET
+    session: SessionPlace | UnsetType = UNSET
 
 
 def result_of(answer: Answer) -> Result:
     """The `rollout` of a chat response."""
     first, *others = answer.states
     prompt_ids = first.prompt_ids.tolist()
+    session = session_of(answer)
     if others:
-        return Result(answer.attempts, answer.ignored, prompt_ids)
+        return Result(answer.attempts, answer.ignored, prompt_ids, session=session)
     sample = sample_result(first)
     return Result(
         answer.attempts,
@@ -50,7 +52,13 @@ def result_of(answer: Answer) -> Result:
         sample.token_ids,
         sample.logprobs,
         sample.policy_versions,
+        session,
     )
+
+
+def session_of(answer: Answer) -> SessionPlace | UnsetType:
+    """Where in its session the answer stands, if it has one."""
+    return answer.states[0].session or UNSET
 
 
 def sample_result(state: RolloutState) -> SampleResult:

@@ -12,7 +12,7 @@
 --   kept:<sample> checkpoints                       tokens of each sample in the progress stream; how often it grew
 --   events                                          what happened to earlier attempts: `<ms> <what> <whom>;` ...
 
-local VERSION = 3
+local VERSION = 4
 local GROUP, BELL = 'workers', 'bell'
 local LANES = { 'resume', 'high', 'normal', 'low' }
 local ROOMS = { 'delayed', 'parked', 'alone' } -- where a queued job waits whose entry was read
@@ -29,6 +29,7 @@ local CLAIM_MS = 30 * 1000
 local RATE_WINDOW_MS = 5000
 local FULL_LEAST_MS, FULL_MOST_MS = 100, 30000
 local SEGMENT = 9 -- values of one segment in a call
+local ENDING, TURN = 11, 4 -- values of one end in a call, and of one turn of a session after it
 local BACKLOG_JOBS = 100000
 local TAKE_BYTES = 4 * 1024 * 1024
 local FIELDS_MOST = 64
@@ -533,12 +534,50 @@ local function renew(keys, args)
   return out
 end
 
--- args: (id, fence, status, code, error, body, state, newest, oldest policy version of its tokens)...
+-- Keep the answers of a turn in its session: `n:<rollout id>` the node, `l:<rollout id>` its number, time and parent,
+-- `h:<mark>` the first turn whose conversation has that mark. An answer whose parent is gone is not kept: its session was
+-- released while it was generated.
+local function remember(P, session, ttl, now, args, from, count)
+  local key = P .. ':session:' .. session
+  for at = from, from + (count - 1) * TURN, TURN do
+    local id, parent, mark, node = args[at], args[at + 1], args[at + 2], args[at + 3]
+    local orphan = parent ~= '' and not redis.call('HGET', key, 'l:' .. parent)
+    if not orphan and redis.call('HSETNX', key, 'n:' .. id, node) == 1 then
+      local number = redis.call('HINCRBY', key, 'turns', 1)
+      redis.call('HINCRBY', key, 'bytes', #node)
+      redis.call('HSET', key, 'l:' .. id, number .. ' ' .. now .. ' ' .. parent)
+      if mark ~= '' then redis.call('HSETNX', key, 'h:' .. mark, id) end
+    end
+  end
+  redis.call('PEXPIRE', key, math.max(REPLY_TTL_MS, ttl))
+end
+
+-- args: session, marks of the beginnings of a conversation, the longest first
+-- -> {turns and bytes of the session, {rollout id, node, ...} from a root to the longest beginning that it knows}
+local function recall(keys, args)
+  local key, path = keys[1] .. ':session:' .. args[1], {}
+  local size = redis.call('HMGET', key, 'turns', 'bytes')
+  local marks = {}
+  for i = 2, #args do marks[#marks + 1] = 'h:' .. args[i] end
+  local id
+  for _, known in ipairs(#marks > 0 and redis.call('HMGET', key, unpack(marks)) or {}) do id = id or known end
+  while id and id ~= '' do
+    local found = redis.call('HMGET', key, 'n:' .. id, 'l:' .. id)
+    table.insert(path, 1, found[1])
+    table.insert(path, 1, id)
+    id = string.match(found[2], '^%d+ %d+ (.*)$')
+  end
+  return { tonumber(size[1]) or 0, tonumber(size[2]) or 0, path }
+end
+
+-- args: (id, fence, status, code, error, body, state, newest, oldest policy version of its tokens, session,
+--   number of its turns, (rollout id, parent, mark, node)...)...
 -- -> 1 accepted, also if repeated; 0 the lease was lost
 -- An answer that is too late is none: its reply is `expired` and keeps the state.
 local function finish(keys, args)
-  local P, now, out, gone = keys[1], now_ms(), {}, ends()
-  for i = 1, #args, 9 do
+  local P, now, out, gone, i = keys[1], now_ms(), {}, ends(), 1
+  while i <= #args do
+    local count = tonumber(args[i + 10])
     local id, held = args[i], held_of(P, args[i])
     local mine = held.fence == args[i + 1]
     if mine and held.status == 'running' then
@@ -550,8 +589,12 @@ local function finish(keys, args)
       if args[i + 6] ~= '' then result[#result + 1] = 'state'; result[#result + 1] = args[i + 6] end
       if args[i + 7] ~= '' then result[#result + 1] = 'policy_version'; result[#result + 1] = args[i + 7] end
       conclude(P, gone, id, held, now, result)
+      if count > 0 and not code then
+        remember(P, args[i + 9], tonumber(held.reply_ttl_ms) or 0, now, args, i + ENDING, count)
+      end
     end
     out[#out + 1] = mine and held.status ~= 'queued' and 1 or 0
+    i = i + ENDING + count * TURN
   end
   settle(P, gone)
   if #gone.leases > 0 then redis.call('HINCRBY', P, 'ends', #gone.leases) end
@@ -786,6 +829,7 @@ step('enqueue', enqueue, {})
 step('take', take, { 'allow-oom' })
 step('renew', renew, { 'allow-oom' })
 step('finish', finish, { 'allow-oom' })
+step('recall', recall, { 'no-writes', 'allow-oom' })
 step('fail', fail, { 'allow-oom' })
 step('release', release, { 'allow-oom' })
 step('sweep', sweep, { 'allow-oom' })

@@ -12,6 +12,7 @@ from protocols.errors import BodyTooLarge, InvalidRequest
 from protocols.job import DEFAULT_PROTOCOL, MAX_BODY_BYTES, Job, JobStatus, Reply, Segment
 from protocols.queue.link import Argument
 from protocols.rollout_state import FinishReason, Logprobs, TokenIds
+from protocols.session import MAX_SESSION_CHARS, NewTurn, Recalled, SessionTurn
 
 REPLY_FIELDS = (
     "status",
@@ -64,6 +65,14 @@ class Ending(msgspec.Struct, frozen=True):
     """The newest that produced one of its tokens."""
     oldest_version: int | None = None
     """The oldest: too far behind the wanted one, the server makes an `expired` reply of an answer."""
+    session: str = ""
+    turns: tuple[NewTurn, ...] = ()
+    """What its session keeps of it, if it has one."""
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes on the wire."""
+        return len(self.body) + len(self.state) + sum(len(turn.node) for turn in self.turns)
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -146,11 +155,20 @@ def check_job(job: Job) -> Job:
     """The job, if the queue would take it; else InvalidRequest or BodyTooLarge."""
     if not codec.JOB_ID.fullmatch(job.id):
         raise InvalidRequest(f"`id` {job.id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
+    if job.session is not None:
+        checked_session(job.session)
     if len(job.body) > MAX_BODY_BYTES:
         raise BodyTooLarge(
             f"`body`: {len(job.body)} bytes; the limit is {MAX_BODY_BYTES}", param="body"
         )
     return job
+
+
+def checked_session(session: str) -> str:
+    """The session's name, if it may have it; else InvalidRequest."""
+    if 1 <= len(session) <= MAX_SESSION_CHARS:
+        return session
+    raise InvalidRequest(f"`session`: 1 to {MAX_SESSION_CHARS} characters", param="session")
 
 
 def job_of(lease: Lease) -> Job:
@@ -263,6 +281,45 @@ def hold_args(hold: Hold) -> Iterable[Argument]:
         yield codec.pack_numbers(segment.top_ids)
         yield codec.pack_numbers(segment.top_logprobs)
         yield segment.finish_reason or ""
+
+
+def ending_args(end: Ending) -> Iterable[Argument]:
+    """An ending as the arguments of `finish`."""
+    newest = "" if end.policy_version is None else end.policy_version
+    oldest = "" if end.oldest_version is None else end.oldest_version
+    yield from (end.job_id, end.fence, end.status.value, end.code, end.error)
+    yield from (end.body, end.state, newest, oldest, end.session, len(end.turns))
+    for turn in end.turns:
+        yield from (turn.rollout_id, turn.parent, turn.mark, turn.node)
+
+
+def recalled_of(row: list[Any]) -> Recalled:
+    """The answer of `recall`."""
+    turns, size, flat = row
+    names, nodes = flat[::2], flat[1::2]
+    pairs = zip(names, nodes, strict=True)
+    path = tuple((name.decode(), codec.unpack_node(node)) for name, node in pairs)
+    return Recalled(turns, size, path)
+
+
+def turns_of(fields: dict[bytes, bytes]) -> list[SessionTurn]:
+    """A session's hash, its turns in the order of their acceptance."""
+    found: list[tuple[int, SessionTurn]] = []
+    for name, link in fields.items():
+        kind, _, rollout_id = name.partition(b":")
+        node = fields.get(b"n:" + rollout_id)
+        if kind == b"l" and node is not None:
+            number, at_ms, parent = link.decode().split(" ")
+            node = codec.unpack_node(node)
+            turn = SessionTurn(rollout_id.decode(), parent or None, int(at_ms), node)
+            found.append((int(number), turn))
+    turns: dict[str, SessionTurn] = {}
+    for _, turn in sorted(found, key=lambda pair: pair[0]):
+        if (
+            turn.parent is None or turn.parent in turns
+        ):  # one that came while the hash was read may lack its parent
+            turns[turn.rollout_id] = turn
+    return list(turns.values())
 
 
 def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:

@@ -203,7 +203,7 @@ def _finish(attempts: Sequence[Attempt]) -> Operation:
         status, oldest = STATUS[attempt.order], attempt.oldest
         versions = ("", "") if oldest == NO_VERSION else (str(oldest), str(oldest))
         words += [attempt.job, attempt.fence, status, "200", "", attempt.fence, attempt.fence]
-        words += versions
+        words += (*versions, "", "0")
     return ("finish", *words)
 
 

@@ -1,0 +1,140 @@
+"""A turn of a session: its prompt goes on from the very tokens of the turns before it.
+
+The chat template is asked for text only after the last answer that the session knows. What it would
+write before that, were it asked again, is compared with itself, never with the tokens: these are the truth.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from protocols import codec
+from protocols.errors import InvalidRequest
+from protocols.message import Block, Message, Reasoning, Text, ToolUse
+from protocols.rollout_state import RolloutState, SessionPlace, TokenIds
+from protocols.session import (
+    SESSION_BYTES,
+    SESSION_TURNS,
+    NewTurn,
+    Node,
+    Recalled,
+    follow,
+    trail,
+)
+
+UNKNOWN = "no answer of the session begins this conversation"
+REWRITTEN = "the template rewrote history"
+ANSWER = "[the answer goes here]"
+
+Recall = Callable[[str, Sequence[str]], Awaitable[Recalled]]
+"""`Broker.recall`."""
+Write = Callable[[Sequence[Message], Reasoning, bool], str]
+"""A conversation as text by the chat template; whether up to where the assistant speaks. Raises InvalidRequest."""
+Encode = Callable[[str], TokenIds]
+"""Token ids of a template's text."""
+
+
+class Thread(msgspec.Struct, frozen=True):
+    """What a job's session knows of its conversation."""
+
+    session: str
+    marks: tuple[str, ...]
+    """Of the conversation's beginnings; empty where the prompt is none."""
+    known: Recalled
+
+
+async def thread_of(session: str, state: RolloutState, recall: Recall) -> Thread:
+    """Look the conversation up; raises InvalidRequest where the session takes no more."""
+    marks: tuple[str, ...] = ()
+    if state.message:
+        marks = await asyncio.to_thread(trail, state.message, state.tools)
+    ends = [i for i, message in enumerate(state.message[:-1], 1) if message.role == "assistant"]
+    known = await recall(session, [marks[end] for end in reversed(ends)])
+    if known.full:
+        raise InvalidRequest(
+            f"`session`: {session[:80]!r} has {known.turns} turns of {known.bytes} bytes, and takes at most "
+            f"{SESSION_TURNS} of {SESSION_BYTES}; release it, or go on in another",
+            param="session",
+        )
+    return Thread(session, marks, known)
+
+
+def placed(
+    thread: Thread, state: RolloutState, write: Write, encode: Encode
+) -> tuple[SessionPlace, TokenIds] | SessionPlace:
+    """The place in the session and the prompt; the place alone where the prompt is to be tokenized afresh."""
+    path = thread.known.path
+    if not path:
+        return SessionPlace(thread.session, branch=UNKNOWN if thread.known.turns else None)
+    added = _added(state, [node for _, node in path], write)
+    if added is None:
+        return SessionPlace(thread.session, branch=REWRITTEN)
+    prompt_ids = TokenIds()
+    for _, node in path:
+        prompt_ids.extend(node.prompt_ids)
+        prompt_ids.extend(node.response_ids)
+    place = SessionPlace(
+        thread.session, turn=len(path) + 1, parent=path[-1][0], reused_tokens=len(prompt_ids)
+    )
+    new = encode(added)
+    if new and new[0] == prompt_ids[-1]:
+        new = new[1:]  # the policy itself has closed its turn
+    prompt_ids.extend(new)
+    return place, prompt_ids
+
+
+def new_turns(thread: Thread, states: Sequence[RolloutState]) -> tuple[NewTurn, ...]:
+    """What the session keeps of these answers, one a sample."""
+    return tuple(_new_turn(thread, state) for state in states)
+
+
+def _new_turn(thread: Thread, state: RolloutState) -> NewTurn:
+    place = state.session or SessionPlace(thread.session)
+    output = state.output or (Text(state.text),)
+    answer = Message("assistant", output)
+    node = Node(
+        prompt_ids=TokenIds(state.prompt_ids[place.reused_tokens :]),
+        response_ids=state.response_ids,
+        logprobs=state.logprobs,
+        policy_versions=state.policy_versions,
+        finish_reason=state.finish_reason,
+        output=output,
+        messages=len(state.message),
+        reasoning=state.reasoning,
+        branch=place.branch,
+    )
+    mark = follow(thread.marks[-1], answer) if thread.marks else ""
+    return NewTurn(state.rollout_id, place.parent or "", mark, codec.pack_node(node))
+
+
+def _added(state: RolloutState, path: Sequence[Node], write: Write) -> str | None:
+    """What the template writes after the last answer of `path`, its closing first; None where it rewrites history."""
+    messages = list(state.message)
+    for node in path:
+        messages[node.messages] = _own(messages[node.messages], node.output)
+    end, before = path[-1].messages, path[-1].reasoning
+    whole = write(messages, state.reasoning, True)
+    blank = [*messages[:end], Message("assistant", (Text(ANSWER),))]
+    try:
+        history = write(messages[: end + 1], state.reasoning, False)
+        closing = write(blank, state.reasoning, False)
+        then = history if before == state.reasoning else write(messages[: end + 1], before, False)
+    except InvalidRequest:  # a template that takes no conversation which ends in an answer
+        return None
+    if not whole.startswith(history) or then != history or ANSWER not in closing:
+        return None
+    return closing.rpartition(ANSWER)[2] + whole[len(history) :]
+
+
+def _own(told: Message, output: Sequence[Block]) -> Message:
+    """The answer as the policy gave it, with the ids of its calls as the client has them."""
+    ids = iter([block.id for block in told.content if isinstance(block, ToolUse)])
+    return Message(
+        "assistant",
+        tuple(
+            replace(block, id=next(ids, block.id)) if isinstance(block, ToolUse) else block
+            for block in output
+        ),
+    )
