@@ -31,6 +31,7 @@ from worker.engines.base import Call, Engine, Generation
 from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
 from worker.render import check, render
+from worker.session import Recall, Thread, new_turns, no_sessions, thread_of
 
 Order = Literal["cancel", "expire", "stale", "lost", "hand back", "abort"]
 """Why an attempt shall end before its generation does."""
@@ -144,15 +145,17 @@ class Attempt:
             raise EngineFailed("the engine ended a sample without a reason")
 
 
-async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
-    """What becomes of one attempt."""
+async def run_job(
+    attempt: Attempt, engine: Engine, pool: str, recall: Recall = no_sessions
+) -> Outcome:
+    """What becomes of one attempt; `recall` looks up what its session knows."""
     lease = attempt.lease
     timer = None
     if lease.left_ms is not None:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(lease.left_ms / 1000, attempt.give, "expire")
     try:
-        return await _generate_answer(attempt, engine, pool)
+        return await _generate_answer(attempt, engine, pool, recall)
     except Interrupted:
         return _obeyed(attempt)
     except RolloutError as error:
@@ -165,20 +168,26 @@ async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
             timer.cancel()
 
 
-async def _generate_answer(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
+async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: Recall) -> Outcome:
     job = job_of(attempt.lease)
     dialect = dialect_of(job.protocol)
     normal = dialect.normalize(job.body)
     check(normal, engine, pool)
-    prompt, call = await render(normal, job, engine)
+    thread = await thread_of(job.session or normal.options.session, normal.state, recall)
+    prompt, call = await render(normal, job, engine, thread)
     attempt.prompt = prompt
     samples = await attempt.draw(engine, call)
     states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
-    return _answer(attempt.lease, dialect, normal, states, engine)
+    return _answer(attempt.lease, dialect, normal, states, engine, thread)
 
 
 def _answer(
-    lease: Lease, dialect: Dialect, normal: Normal, states: tuple[RolloutState, ...], engine: Engine
+    lease: Lease,
+    dialect: Dialect,
+    normal: Normal,
+    states: tuple[RolloutState, ...],
+    engine: Engine,
+    thread: Thread | None,
 ) -> Completed:
     answer = Answer(
         job_id=lease.job_id,
@@ -196,6 +205,8 @@ def _answer(
         state=codec.pack_states(states),
         policy_version=max(versions),
         oldest_version=min(versions),
+        session=thread.session if thread else "",
+        turns=new_turns(thread, states) if thread else (),
     )
 
 

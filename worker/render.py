@@ -2,14 +2,18 @@
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
 from protocols.dialects.base import Normal
 from protocols.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedOption
 from protocols.job import Job
-from protocols.rollout_state import RolloutState, SampleParams, TokenIds
+from protocols.message import Message, Reasoning
+from protocols.rollout_state import RolloutState, SampleParams, SessionPlace, TokenIds
 from worker.engines.base import Call, Engine, Turn
+from worker.session import Thread, placed
 
 THREAD_BYTES = 64 * 1024
 """A longer prompt is tokenized beside the event loop."""
@@ -46,14 +50,19 @@ def check(normal: Normal, engine: Engine, pool: str) -> None:
             )
 
 
-async def render(normal: Normal, job: Job, engine: Engine) -> tuple[RolloutState, Call]:
-    """The rollout state with its prompt as token ids, and the call; raises ContextLengthExceeded."""
+async def render(
+    normal: Normal, job: Job, engine: Engine, thread: Thread | None = None
+) -> tuple[RolloutState, Call]:
+    """The rollout state with its prompt as token ids, and the call; raises ContextLengthExceeded.
+
+    `thread` is what the job's session knows: the prompt goes on from its tokens where it can.
+    """
     state, context = normal.state, engine.context_tokens
     size = _text_bytes(state)
     if size > context * engine.tokenizer.longest_token_bytes:
         raise _too_long(state, f"{size} bytes", context)
-    tokenize = asyncio.to_thread(_prompt_ids, state, engine) if size > THREAD_BYTES else None
-    prompt_ids = await tokenize if tokenize else _prompt_ids(state, engine)
+    tokenize = partial(_prompt_ids, state, engine, thread)
+    place, prompt_ids = await asyncio.to_thread(tokenize) if size > THREAD_BYTES else tokenize()
     room = context - len(prompt_ids)
     if room <= 0:
         raise _too_long(state, f"{len(prompt_ids)} tokens", context)
@@ -67,7 +76,8 @@ async def render(normal: Normal, job: Job, engine: Engine) -> tuple[RolloutState
         prompt_ids=prompt_ids,
         sample_params=params,
         group_id=job.group or normal.options.group or job.id,
-        session_id=job.session or normal.options.session,
+        session_id=place and place.id,
+        session=place,
     )
     return state, Call(prompt_ids=prompt_ids, params=params, script=normal.options.script)
 
@@ -77,14 +87,30 @@ def seed_of(job_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest()) >> 1
 
 
-def _prompt_ids(state: RolloutState, engine: Engine) -> TokenIds:
+def _prompt_ids(
+    state: RolloutState, engine: Engine, thread: Thread | None
+) -> tuple[SessionPlace | None, TokenIds]:
+    if thread is None:
+        return None, _fresh_ids(state, engine)
+    tokenizer = engine.tokenizer
+
+    def write(messages: Sequence[Message], _: Reasoning, opens: bool) -> str:
+        return tokenizer.write(_turns(messages), opens=opens)
+
+    place, ids = placed(thread, state, write, tokenizer.encode_written, tokenizer.special_ids)
+    return place, ids or _fresh_ids(state, engine)
+
+
+def _turns(messages: Sequence[Message]) -> list[Turn]:
+    return [Turn(role=m.role, content="".join(b.text for b in m.content)) for m in messages]
+
+
+def _fresh_ids(state: RolloutState, engine: Engine) -> TokenIds:
     if state.prompt_ids:
         return state.prompt_ids
     if state.prompt is not None:
         return engine.tokenizer.encode(state.prompt)
-    return engine.tokenizer.render(
-        [Turn(role=m.role, content="".join(b.text for b in m.content)) for m in state.message]
-    )
+    return engine.tokenizer.render(_turns(state.message))
 
 
 def _text_bytes(state: RolloutState) -> int:

@@ -5,7 +5,7 @@ write before that, were it asked again, is compared with itself, never with the 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -45,8 +45,15 @@ class Thread(msgspec.Struct, frozen=True):
     known: Recalled
 
 
-async def thread_of(session: str, state: RolloutState, recall: Recall) -> Thread:
-    """Look the conversation up; raises InvalidRequest where the session takes no more."""
+async def no_sessions(_session: str, _marks: Sequence[str]) -> Recalled:
+    """A `Recall` that knows nothing."""
+    return Recalled()
+
+
+async def thread_of(session: str | None, state: RolloutState, recall: Recall) -> Thread | None:
+    """Look the conversation of a job that has a session up; raises InvalidRequest where that takes no more."""
+    if session is None:
+        return None
     marks: tuple[str, ...] = ()
     if state.message:
         marks = await asyncio.to_thread(trail, state.message, state.tools)
@@ -62,15 +69,15 @@ async def thread_of(session: str, state: RolloutState, recall: Recall) -> Thread
 
 
 def placed(
-    thread: Thread, state: RolloutState, write: Write, encode: Encode
-) -> tuple[SessionPlace, TokenIds] | SessionPlace:
-    """The place in the session and the prompt; the place alone where the prompt is to be tokenized afresh."""
+    thread: Thread, state: RolloutState, write: Write, encode: Encode, special: Container[int]
+) -> tuple[SessionPlace, TokenIds]:
+    """The place in the session, and the prompt; no ids where it is to be tokenized afresh."""
     path = thread.known.path
     if not path:
-        return SessionPlace(thread.session, branch=UNKNOWN if thread.known.turns else None)
+        return _root(thread, UNKNOWN if thread.known.turns else None)
     added = _added(state, [node for _, node in path], write)
     if added is None:
-        return SessionPlace(thread.session, branch=REWRITTEN)
+        return _root(thread, REWRITTEN)
     prompt_ids = TokenIds()
     for _, node in path:
         prompt_ids.extend(node.prompt_ids)
@@ -78,11 +85,24 @@ def placed(
     place = SessionPlace(
         thread.session, turn=len(path) + 1, parent=path[-1][0], reused_tokens=len(prompt_ids)
     )
-    new = encode(added)
-    if new and new[0] == prompt_ids[-1]:
-        new = new[1:]  # the policy itself has closed its turn
-    prompt_ids.extend(new)
+    prompt_ids.extend(_next_ids(prompt_ids[-1], *added, encode, special))
     return place, prompt_ids
+
+
+def _root(thread: Thread, branch: str | None) -> tuple[SessionPlace, TokenIds]:
+    return SessionPlace(thread.session, branch=branch), TokenIds()
+
+
+def _next_ids(
+    last: int, closing: str, rest: str, encode: Encode, special: Container[int]
+) -> TokenIds:
+    """Of what follows an answer whose last token is `last`; without the closing token, if it is that already."""
+    bare = closing.lstrip()
+    ids = encode(bare + rest)
+    ends_both = bool(bare) and last in special and bool(ids) and ids[0] in special
+    if ends_both or (ids and ids[0] == last):
+        return TokenIds(ids[1:])
+    return encode(closing + rest)
 
 
 def new_turns(thread: Thread, states: Sequence[RolloutState]) -> tuple[NewTurn, ...]:
@@ -109,8 +129,8 @@ def _new_turn(thread: Thread, state: RolloutState) -> NewTurn:
     return NewTurn(state.rollout_id, place.parent or "", mark, codec.pack_node(node))
 
 
-def _added(state: RolloutState, path: Sequence[Node], write: Write) -> str | None:
-    """What the template writes after the last answer of `path`, its closing first; None where it rewrites history."""
+def _added(state: RolloutState, path: Sequence[Node], write: Write) -> tuple[str, str] | None:
+    """How the template closes the last answer of `path`, and what comes then; None where it rewrites history."""
     messages = list(state.message)
     for node in path:
         messages[node.messages] = _own(messages[node.messages], node.output)
@@ -125,7 +145,7 @@ def _added(state: RolloutState, path: Sequence[Node], write: Write) -> str | Non
         return None
     if not whole.startswith(history) or then != history or ANSWER not in closing:
         return None
-    return closing.rpartition(ANSWER)[2] + whole[len(history) :]
+    return closing.rpartition(ANSWER)[2], whole[len(history) :]
 
 
 def _own(told: Message, output: Sequence[Block]) -> Message:

@@ -69,6 +69,7 @@ class Turn(TypedDict):
 class Tokenizer(Protocol):
     """Text to and from token ids, as the model was trained."""
 
+    special_ids: frozenset[int]
     longest_token_bytes: int
     """No token stands for more bytes, so `bytes / longest` is a lower bound of a text's tokens."""
 
@@ -82,6 +83,14 @@ class Tokenizer(Protocol):
 
     def render(self, turns: Sequence[Turn]) -> TokenIds:
         """A conversation in the model's chat template, up to where the assistant speaks."""
+        ...
+
+    def write(self, turns: Sequence[Turn], *, opens: bool) -> str:
+        """A conversation as text, as the chat template writes it; `opens`: up to where the assistant speaks."""
+        ...
+
+    def encode_written(self, text: str) -> TokenIds:
+        """Token ids of a text by the chat template: its marks are special tokens."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -6,6 +6,7 @@ where the script says so. Log-probabilities are a fixed function of token and po
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Sequence
 
@@ -37,12 +38,15 @@ _SPECIAL = {
     ASSISTANT: b"<|assistant|>",
     CLOSE: b"<|close|>",
 }
+_BY_NAME = {name.decode(): token_id for token_id, name in _SPECIAL.items()}
+_MARK = re.compile(f"({'|'.join(map(re.escape, _BY_NAME))})")
 
 
 class ByteTokenizer:
     """Bytes are tokens; five special ones mark turns and the end."""
 
     longest_token_bytes = 1
+    special_ids = frozenset(_SPECIAL)
 
     def encode(self, text: str) -> TokenIds:
         """One token per byte."""
@@ -64,6 +68,18 @@ class ByteTokenizer:
             ids.extend(turn["content"].encode())
             ids.append(CLOSE)
         ids.append(ASSISTANT)
+        return ids
+
+    def write(self, turns: Sequence[Turn], *, opens: bool) -> str:
+        """The text that `encode_written` makes those tokens of."""
+        told = [f"<|{turn['role']}|>{turn['content']}<|close|>" for turn in turns]
+        return "".join(told) + ("<|assistant|>" if opens else "")
+
+    def encode_written(self, text: str) -> TokenIds:
+        """Like `encode`, but names of special tokens are these."""
+        ids = TokenIds()
+        for part in _MARK.split(text):
+            ids.extend([_BY_NAME[part]] if part in _BY_NAME else part.encode())
         return ids
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -36,6 +36,8 @@ class HFTokenizer:
             )
         self._template: Any = loaded
         self._backend: Backend = loaded.backend_tokenizer
+        added = self._backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._bytes = _bytes_of_tokens(self._backend)
         self.longest_token_bytes = max(map(len, self._bytes), default=1)
 
@@ -55,7 +57,11 @@ class HFTokenizer:
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def render(self, turns: Sequence[Turn]) -> TokenIds:
-        """A conversation in the model's chat template, up to where the assistant speaks.
+        """A conversation in the model's chat template, up to where the assistant speaks; raises as `write`."""
+        return self.encode(self.write(turns, opens=True))
+
+    def write(self, turns: Sequence[Turn], *, opens: bool) -> str:
+        """A conversation in the model's chat template; `opens`: up to where the assistant speaks.
 
         Raises InvalidRequest where the template refuses the conversation or the model has none.
         """
@@ -66,13 +72,17 @@ class HFTokenizer:
             )
         try:
             text = self._template.apply_chat_template(
-                [dict(turn) for turn in turns], add_generation_prompt=True, tokenize=False
+                [dict(turn) for turn in turns], add_generation_prompt=opens, tokenize=False
             )
         except jinja2.TemplateError as error:
             raise InvalidRequest(
                 f"messages: the model's chat template refuses them: {error}", param="messages"
             ) from None
-        return self.encode(cast("str", text))
+        return cast("str", text)
+
+    def encode_written(self, text: str) -> TokenIds:
+        """As `encode`, which takes names of special tokens for these."""
+        return self.encode(text)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token id stands for; none for an id that the vocabulary leaves empty."""
