@@ -76,7 +76,7 @@ async def render(
         prompt_ids=prompt_ids,
         sample_params=params,
         group_id=job.group or normal.options.group or job.id,
-        session_id=place and place.id,
+        session_id=job.session or normal.options.session,
         session=place,
     )
     return state, Call(prompt_ids=prompt_ids, params=params, script=normal.options.script)

@@ -1,6 +1,6 @@
 """The prompt of a later turn: earlier tokens as they were, then only what the template writes after them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -17,7 +17,7 @@ from protocols.message import (
 )
 from protocols.rollout_state import Logprobs, RolloutState, SessionPlace, TokenIds
 from protocols.session import SESSION_TURNS, Node, Recalled, trail
-from worker.session import REWRITTEN, UNKNOWN, Thread, Write, new_turns, placed, thread_of
+from worker.session import REWRITTEN, UNKNOWN, Recall, Thread, Write, new_turns, placed, thread_of
 
 END, EOM, ROLE = 1000, 1001, 1002
 SPECIAL = {"<end>": END, "<eom>": EOM, "<role>": ROLE}
@@ -77,8 +77,8 @@ def thread(*nodes: Node, turns: int | None = None) -> Thread:
     return Thread("s", ("mark",), Recalled(len(nodes) if turns is None else turns, 0, path))
 
 
-def asked(*messages: Message, **more: Reasoning) -> RolloutState:
-    return RolloutState(message=messages, **more)
+def asked(*messages: Message, effort: str | None = None) -> RolloutState:
+    return RolloutState(message=messages, reasoning=Reasoning(effort=effort))
 
 
 def answered(*blocks: Block) -> Message:
@@ -168,7 +168,7 @@ def test_another_wish_to_reason_that_the_template_wrote_down_begins_a_branch() -
         return f"{reasoning.effort}{template()(messages, reasoning, opens)}"
 
     known, state = node([Text("A")], DRAWN), [QUESTION, answered(Text("A")), MORE]
-    high = asked(*state, reasoning=Reasoning(effort="high"))
+    high = asked(*state, effort="high")
     assert prompt(thread(known), high, write)[0].branch == REWRITTEN
     assert prompt(thread(known), high)[0].branch is None
 
@@ -190,7 +190,7 @@ def test_a_template_that_shows_no_last_answer_begins_a_branch(write: Write) -> N
     assert (place.branch, len(ids)) == (REWRITTEN, 0)
 
 
-def recalling(known: Recalled, marks: list[Sequence[str]]) -> Callable[..., object]:
+def recalling(known: Recalled, marks: list[Sequence[str]]) -> Recall:
     async def recall(_: str, asked_for: Sequence[str]) -> Recalled:
         marks.append(asked_for)
         return known
@@ -201,18 +201,18 @@ def recalling(known: Recalled, marks: list[Sequence[str]]) -> Callable[..., obje
 async def test_beginnings_that_end_in_an_answer_are_looked_up_the_longest_first() -> None:
     state = asked(QUESTION, answered(Text("A")), MORE, answered(Text("B")), MORE)
     marks: list[Sequence[str]] = []
-    found = await thread_of("s", state, recalling(Recalled(), marks))  # type: ignore[arg-type]
+    found = await thread_of("s", state, recalling(Recalled(), marks))
     assert found is not None
     whole = trail(state.message, ())
     assert (marks, found.marks) == ([[whole[4], whole[2]]], whole)
-    assert await thread_of(None, state, recalling(Recalled(), marks)) is None  # type: ignore[arg-type]
+    assert await thread_of(None, state, recalling(Recalled(), marks)) is None
     assert len(marks) == 1
 
 
 async def test_a_full_session_is_refused_before_any_work() -> None:
     full = recalling(Recalled(turns=SESSION_TURNS), [])
     with pytest.raises(InvalidRequest, match=r"'s' has 4096 turns .* release it"):
-        await thread_of("s", asked(QUESTION), full)  # type: ignore[arg-type]
+        await thread_of("s", asked(QUESTION), full)
 
 
 def test_what_a_session_keeps_of_an_answer_is_only_what_is_new() -> None:
