@@ -553,7 +553,7 @@ local function remember(P, session, ttl, now, args, from, count)
 end
 
 -- args: session, marks of the beginnings of a conversation, the longest first
--- -> {turns and bytes of the session, {rollout id, node, ...} from a root to the longest beginning that it knows}
+-- -> {turns and bytes of the session, {rollout id, node, ...} from the longest beginning that it knows back to its root}
 local function recall(keys, args)
   local key, path = keys[1] .. ':session:' .. args[1], {}
   local size = redis.call('HMGET', key, 'turns', 'bytes')
@@ -563,8 +563,8 @@ local function recall(keys, args)
   for _, known in ipairs(#marks > 0 and redis.call('HMGET', key, unpack(marks)) or {}) do id = id or known end
   while id and id ~= '' do
     local found = redis.call('HMGET', key, 'n:' .. id, 'l:' .. id)
-    table.insert(path, 1, found[1])
-    table.insert(path, 1, id)
+    path[#path + 1] = id
+    path[#path + 1] = found[1]
     id = string.match(found[2], '^%d+ %d+ (.*)$')
   end
   return { tonumber(size[1]) or 0, tonumber(size[2]) or 0, path }

@@ -296,8 +296,7 @@ def ending_args(end: Ending) -> Iterable[Argument]:
 def recalled_of(row: list[Any]) -> Recalled:
     """The answer of `recall`."""
     turns, size, flat = row
-    names, nodes = flat[::2], flat[1::2]
-    pairs = zip(names, nodes, strict=True)
+    pairs = list(zip(flat[::2], flat[1::2], strict=True))[::-1]
     path = tuple((name.decode(), codec.unpack_node(node)) for name, node in pairs)
     return Recalled(turns, size, path)
 
