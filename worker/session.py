@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from protocols import codec
 from protocols.errors import InvalidRequest
-from protocols.message import Block, Message, Reasoning, Text, ToolUse
+from protocols.message import Block, Message, Reasoning, Text, Tool, ToolUse
 from protocols.rollout_state import RolloutState, SessionPlace, TokenIds
 from protocols.session import (
     SESSION_BYTES,
@@ -56,7 +56,7 @@ async def thread_of(session: str | None, state: RolloutState, recall: Recall) ->
         return None
     marks: tuple[str, ...] = ()
     if state.message:
-        marks = await asyncio.to_thread(trail, state.message, state.tools)
+        marks = await asyncio.to_thread(trail, state.message, shown_tools(state))
     ends = [i for i, message in enumerate(state.message[:-1], 1) if message.role == "assistant"]
     known = await recall(session, [marks[end] for end in reversed(ends)])
     if known.full:
@@ -66,6 +66,11 @@ async def thread_of(session: str | None, state: RolloutState, recall: Recall) ->
             param="session",
         )
     return Thread(session, marks, known)
+
+
+def shown_tools(state: RolloutState) -> Sequence[Tool]:
+    """The tools that the template is told of: none where the model may not call any."""
+    return () if state.tool_choice.mode == "none" else state.tools
 
 
 def placed(
