@@ -9,6 +9,7 @@ from producer_sdk.future import Future, Pending
 from producer_sdk.group import Group
 from producer_sdk.results import Results
 from producer_sdk.session import Session, SessionSample
+from producer_sdk.stream import Stream
 from protocols.control import Ack, Issued
 from protocols.errors import (
     Aborted,
@@ -92,6 +93,7 @@ __all__ = [
     "SessionTurn",
     "StalenessExceeded",
     "Status",
+    "Stream",
     "TokenIds",
     "UnknownProtocol",
     "UnsupportedOption",

@@ -7,13 +7,15 @@ path: whatever a step raises becomes an outcome. Cancellation passes through.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, assert_never
 
 from msgspec.structs import replace
 
 from protocols import codec
 from protocols.dialects import dialect_of, error_body
-from protocols.dialects.base import Answer, Dialect, Normal
+from protocols.dialects.base import Answer, Dialect, Normal, Stream, Streamed
 from protocols.errors import (
     Aborted,
     Cancelled,
@@ -26,13 +28,14 @@ from protocols.errors import (
 from protocols.job import ROLLOUT_STATUS, JobStatus
 from protocols.queue.rows import Lease, job_of, protocol_of
 from protocols.rollout_state import RolloutState, Status
-from worker.checkpoint import Checkpoint
+from worker.checkpoint import Checkpoint, StreamedCheckpoint
 from worker.engines.base import Call, Engine, Generation
+from worker.framer import Framer
 from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
 from worker.regions import PLAIN, Reading
 from worker.render import check, heard, reading_of, render
-from worker.session import Recall, Thread, new_turns, no_sessions, thread_of
+from worker.session import Recall, kept_in, no_sessions, thread_of
 
 Order = Literal["cancel", "expire", "stale", "lost", "hand back", "abort"]
 """Why an attempt shall end before its generation does."""
@@ -53,6 +56,8 @@ class Attempt:
         self.prompt: RolloutState | None = None
         self.samples: list[Sample] = []
         self.checkpoint = Checkpoint(self.samples)
+        self.grew: Callable[[], object] = lambda: None
+        """Called after each segment of a job that is streamed."""
         self._generation: Generation | None = None
         self._stopped = False
         self._going, self._resting = asyncio.Event(), asyncio.Event()
@@ -106,12 +111,29 @@ class Attempt:
         pace_s = (time.monotonic() - self._begun_s) / fresh
         return (self._limit_tokens - drawn) * pace_s <= seconds
 
-    async def draw(self, engine: Engine, call: Call, reading: Reading = PLAIN) -> list[Sample]:
-        """Generate what earlier attempts did not; raises Interrupted where an order came first."""
+    async def draw(
+        self,
+        engine: Engine,
+        call: Call,
+        stream: "Callable[[], Stream] | None" = None,
+        cuts: str | None = None,
+        reading: Reading = PLAIN,
+    ) -> list[Sample]:
+        """Generate what earlier attempts did not; raises Interrupted where an order came first.
+
+        With a stream, checkpoints carry its frames, cut also where `cuts` (of the job) says.
+        """
         samples = [Sample(call.params, engine.tokenizer, reading) for _ in range(call.params.n)]
         for segment in self.lease.kept:
             samples[segment.index].add(segment)
-        self.samples, self.checkpoint = samples, Checkpoint(samples)
+        checkpoint = Checkpoint(samples)
+        if stream is not None:
+            framer = Framer(stream, samples, self.lease.job_id)
+            wanted = [mark.split(":") for mark in (cuts or "").split()]
+            checkpoint = StreamedCheckpoint(
+                samples, framer, self.lease.kept, [(int(i), int(n)) for i, n in wanted]
+            )
+        self.samples, self.checkpoint = samples, checkpoint
         self._begun_s, self._limit_tokens = time.monotonic(), call.params.max_tokens or 0
         while await self._may_draw():
             kept = tuple(sample.ids[:] for sample in samples)
@@ -137,6 +159,8 @@ class Attempt:
             async for segment in generation:
                 if self.samples[segment.index].add(segment):
                     generation.stop(segment.index)
+                if self.checkpoint.streamed:
+                    self.grew()
         finally:
             self._generation = None
             self._resting.set()
@@ -179,20 +203,40 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: 
     attempt.prompt = prompt
     if normal.counts:
         counted = replace(prompt, rollout_id=f"{job.id}/0", status=Status.COMPLETED)
-        return _answer(attempt.lease, dialect, normal, (counted,), engine, None)
-    samples = await attempt.draw(engine, call, reading_of(prompt, engine.tokenizer))
+        return _answer(attempt, dialect, normal, (counted,), engine)
+    streamed = job.stream or normal.stream
+    stream = _stream(attempt.lease, dialect, normal, prompt, engine) if streamed else None
+    reading = reading_of(prompt, engine.tokenizer)
+    samples = await attempt.draw(engine, call, stream, job.cuts, reading)
     states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
-    return _answer(attempt.lease, dialect, normal, states, engine, thread)
+    return kept_in(thread, states, _answer(attempt, dialect, normal, states, engine))
+
+
+def _stream(
+    lease: Lease, dialect: Dialect, normal: Normal, prompt: RolloutState, engine: Engine
+) -> Callable[[], Stream]:
+    streamed = Streamed(
+        job_id=lease.job_id,
+        model=normal.model or engine.model,
+        created_s=lease.queued_ms
+        // 1000,  # not the attempt's: another goes on with the same frames
+        states=tuple(replace(prompt, index=index) for index in range(prompt.sample_params.n)),
+        usage=normal.stream_usage,
+        ignored=normal.ignored,
+        token_bytes=engine.tokenizer.token_bytes,
+        asked=normal.asked,
+    )
+    return partial(dialect.stream, streamed)
 
 
 def _answer(
-    lease: Lease,
+    attempt: Attempt,
     dialect: Dialect,
     normal: Normal,
     states: tuple[RolloutState, ...],
     engine: Engine,
-    thread: Thread | None,
 ) -> Completed:
+    lease, checkpoint = attempt.lease, attempt.checkpoint
     answer = Answer(
         job_id=lease.job_id,
         model=normal.model or engine.model,
@@ -202,15 +246,20 @@ def _answer(
         attempts=lease.attempt,
         context_tokens=engine.context_tokens,
         token_bytes=engine.tokenizer.token_bytes,
+        asked=normal.asked,
     )
     versions = [version for state in states for version, _ in state.policy_versions]
+    segments, frames = (
+        checkpoint.rest(answer) if isinstance(checkpoint, StreamedCheckpoint) else ((), b"")
+    )
     return Completed(
         body=dialect.respond(answer),
         state=codec.pack_states(states),
         policy_version=max(versions, default=engine.policy_version),
         oldest_version=min(versions, default=engine.policy_version),
-        session=thread.session if thread else "",
-        turns=new_turns(thread, states) if thread else (),
+        segments=tuple(segments),
+        frames=frames,
+        tokens=sum(len(state.response_ids) for state in states),
     )
 
 

@@ -23,6 +23,7 @@ from protocols.session import (
     follow,
     trail,
 )
+from worker.outcome import Completed
 
 UNKNOWN = "no answer of the session begins this conversation"
 REWRITTEN = "the template rewrote history"
@@ -110,9 +111,12 @@ def _next_ids(
     return encode(closing + rest)
 
 
-def new_turns(thread: Thread, states: Sequence[RolloutState]) -> tuple[NewTurn, ...]:
-    """What the session keeps of these answers, one a sample."""
-    return tuple(_new_turn(thread, state) for state in states)
+def kept_in(thread: Thread | None, states: Sequence[RolloutState], answer: Completed) -> Completed:
+    """The outcome with what the session keeps of it: one turn a sample."""
+    if thread is None:
+        return answer
+    turns = tuple(_new_turn(thread, state) for state in states)
+    return replace(answer, session=thread.session, turns=turns)
 
 
 def _new_turn(thread: Thread, state: RolloutState) -> NewTurn:

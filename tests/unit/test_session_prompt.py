@@ -17,7 +17,8 @@ from protocols.message import (
 )
 from protocols.rollout_state import Logprobs, RolloutState, SessionPlace, TokenIds
 from protocols.session import SESSION_TURNS, Node, Recalled, trail
-from worker.session import REWRITTEN, UNKNOWN, Recall, Thread, Write, new_turns, placed, thread_of
+from worker.outcome import Completed
+from worker.session import REWRITTEN, UNKNOWN, Recall, Thread, Write, kept_in, placed, thread_of
 
 END, EOM, ROLE = 1000, 1001, 1002
 SPECIAL = {"<end>": END, "<eom>": EOM, "<role>": ROLE}
@@ -230,7 +231,7 @@ def test_what_a_session_keeps_of_an_answer_is_only_what_is_new() -> None:
     )
     marks = trail(state.message, ())
     known = Thread("s", marks, Recalled(1))
-    (turn,) = new_turns(known, [state])
+    (turn,) = kept_in(known, [state], Completed(b"", b"", 3, 3)).turns
     kept = codec.unpack_node(turn.node)
     assert (turn.rollout_id, turn.parent) == ("j1/0", "j0/0")
     assert turn.mark == trail((*state.message, answered(Text("B"))), ())[-1]
