@@ -1,6 +1,7 @@
 """Sessions end to end, on real servers with scripted workers: no token of an answer is ever made anew."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_twenty_turns_make_one_sample_with_the_engines_own_tokens(
         place = talk.say(f"question {turn}", f"answer {turn} ")
         assert (place["turn"] if turn > 1 else 1) == turn
         assert "branch" not in place
-    for earlier, later in zip(talk.states, talk.states[1:], strict=False):
+    for earlier, later in pairwise(talk.states):
         assert later.session is not None
         assert later.prompt_ids[: later.session.reused_tokens] == whole(earlier)
         assert later.session.parent == earlier.rollout_id
