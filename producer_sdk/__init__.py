@@ -8,6 +8,7 @@ from producer_sdk.fleet import Fleet
 from producer_sdk.future import Future, Pending
 from producer_sdk.group import Group
 from producer_sdk.results import Results
+from producer_sdk.session import Session, SessionSample
 from producer_sdk.stream import Stream
 from protocols.control import Ack, Issued
 from protocols.errors import (
@@ -44,6 +45,7 @@ from protocols.errors import (
 from protocols.job import JobStatus, Lane, Reply
 from protocols.queue.control import Answers
 from protocols.rollout_state import Logprobs, RolloutState, SampleParams, Status, TokenIds
+from protocols.session import SessionTurn
 
 __all__ = [
     "Aborted",
@@ -86,6 +88,9 @@ __all__ = [
     "RolloutState",
     "SampleParams",
     "ServerUnavailable",
+    "Session",
+    "SessionSample",
+    "SessionTurn",
     "StalenessExceeded",
     "Status",
     "Stream",

@@ -21,6 +21,7 @@ from producer_sdk.future import Future, Pending, converted
 from producer_sdk.group import Group
 from producer_sdk.progress import Progress
 from producer_sdk.results import Results
+from producer_sdk.session import Session
 from producer_sdk.stream import Source, Stream
 from protocols import codec
 from protocols.control import words
@@ -31,7 +32,7 @@ from protocols.queue.broker import Broker
 from protocols.queue.control import Answers
 from protocols.queue.keys import Keys
 from protocols.queue.link import check_url
-from protocols.queue.rows import check_job
+from protocols.queue.rows import check_job, checked_session
 from protocols.rollout_state import SampleParams, TokenIds
 
 CANCEL_MOST = 500
@@ -285,6 +286,10 @@ class Client:
         return self._ask(
             lambda broker: control(broker, said, by=who(), wait_s=wait_s), f"control {verb}"
         )
+
+    def session(self, session_id: str) -> Session:
+        """The turns that carry this session, by this or any other process: their samples, their release."""
+        return Session(checked_session(session_id), self._ask)
 
     def fleet(self) -> Pending[Fleet]:
         """The pool's live workers and what waits for them."""

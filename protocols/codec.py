@@ -15,6 +15,7 @@ import msgspec
 
 from protocols.errors import InvalidRequest
 from protocols.rollout_state import Logprobs, RolloutState, TokenIds
+from protocols.session import Node
 
 JOB_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
 MAX_DEPTH = 100
@@ -58,6 +59,7 @@ def _from_wire(kind: type, value: bytes) -> TokenIds | Logprobs:
 
 _pack = msgspec.msgpack.Encoder(enc_hook=_to_wire)
 _unpack = msgspec.msgpack.Decoder(tuple[RolloutState, ...], dec_hook=_from_wire)
+_unpack_node = msgspec.msgpack.Decoder(Node, dec_hook=_from_wire)
 _encode = msgspec.json.Encoder()
 _decode_error = msgspec.json.Decoder(_ErrorBody)
 _decode_object = msgspec.json.Decoder(dict[str, Any])
@@ -88,6 +90,16 @@ def unpack_states(packed: bytes) -> tuple[RolloutState, ...]:
         )
         for state in others
     )
+
+
+def pack_node(node: Node) -> bytes:
+    """What a session keeps of one response."""
+    return _pack.encode(node)
+
+
+def unpack_node(packed: bytes) -> Node:
+    """What `pack_node` packed."""
+    return _unpack_node.decode(packed)
 
 
 def encode_json(value: object) -> bytes:

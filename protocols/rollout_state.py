@@ -117,6 +117,20 @@ FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 """Why a sample ended. `stop`: a stop token or string; `length`: the token limit or the context."""
 
 
+class SessionPlace(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where in its session a response stands."""
+
+    id: str
+    turn: int = 1
+    """1 for a root of the session's tree."""
+    parent: str | None = None
+    """The rollout id of the turn that it goes on from."""
+    reused_tokens: int = 0
+    """How many of `prompt_ids` are earlier turns', as the engine saw and drew them."""
+    branch: str | None = None
+    """Why it goes on from no earlier turn, although the session has some."""
+
+
 class RolloutState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One sample of one prompt, from request to response."""
 
@@ -125,6 +139,8 @@ class RolloutState(msgspec.Struct, frozen=True, omit_defaults=True):
     group_id: str | None = None
     """Shared by the samples that a trainer compares; the job id unless the job names a group."""
     session_id: str | None = None
+    session: SessionPlace | None = None
+    """Set where `session_id` is."""
     index: int = 0
     """Which of the job's `n` samples this is."""
     message: tuple[Message, ...] = ()

@@ -102,6 +102,8 @@ HMGET P:reply:raw-1 status body
 XRANGE P:progress:raw-1 - +
 XREAD COUNT 1 STREAMS P:progress:raw-1 0
 ZRANGE P:run:r 0 -1
+HSCAN P:session:mine 0 COUNT 10
+UNLINK P:session:mine
 BLMPOP 0.01 1 P:inbox:mine LEFT
 ZCOUNT P:workers -inf +inf
 ZRANGEBYSCORE P:workers -inf +inf
@@ -113,6 +115,9 @@ PUBLISH rollout:bell:default x
         "may not": NO_WORKERS_RIGHT
         + NO_OPERATORS_RIGHT
         + """
+HSET P:session:mine turns 1
+FCALL rolloutq_recall 1 P mine
+UNLINK P:reply:raw-1
 HSET P backlog 1
 HSET P:desired gate closed
 HDEL P:desired gate
@@ -135,14 +140,17 @@ XDEL P:jobs:normal 1-1
 XACK P:jobs:normal workers 1-1
 ZREM P:leases of-another
 HINCRBY P ends 1
+HSCAN P:session:of-another 0
+UNLINK P:session:of-another
 FCALL rolloutq_cancel 1 P of-another
-FCALL rolloutq_finish 1 P of-another 1:n completed 200 '' {} '' ''
+FCALL rolloutq_finish 1 P of-another 1:n completed 200 '' {} '' '' '' '' 0 0 '' 0
 """,
     },
     "worker": {
         "may": """
 FCALL rolloutq_sweep 1 P 10 3 0 1000
 FCALL rolloutq_take 1 P nobody n 0 1000 0 0
+FCALL rolloutq_recall 1 P mine mark
 FCALL rolloutq_hear 1 P ping 0-0 ping
 XGROUP CREATE P:jobs:high workers 0
 XGROUP SETID P:jobs:high bell $
@@ -192,6 +200,8 @@ PUBLISH rollout:bell:default x
 """,
         "may not": NO_WORKERS_RIGHT
         + """
+HSCAN P:session:mine 0
+UNLINK P:session:mine
 XRANGE P:progress:raw-1 - +
 XREAD COUNT 1 STREAMS P:progress:raw-1 0
 FCALL rolloutq_collect 1 P raw-1 1
@@ -217,6 +227,8 @@ XLEN P:dead
         "may not": NO_WORKERS_RIGHT
         + NO_OPERATORS_RIGHT
         + """
+HSCAN P:session:mine 0
+UNLINK P:session:mine
 FCALL rolloutq_version 1 P
 FCALL rolloutq_enqueue 1 P raw-3 low sha 2 body {}
 FCALL rolloutq_cancel 1 P raw-1

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import TypeAlias, assert_never
 
 import msgspec
+from msgspec.structs import replace
 
 from protocols.errors import RolloutError
 from protocols.job import JobStatus, Segment
 from protocols.queue.broker import Broker
 from protocols.queue.coalesce import Coalescer
 from protocols.queue.rows import Ending, Failure, Hold, Lease
+from protocols.session import NewTurn
 from worker.checkpoint import portion
 
 BACKOFF_MOST_S = 60.0
@@ -39,6 +41,9 @@ class Completed(msgspec.Struct, frozen=True):
     """What ends its stream."""
     tokens: int = 0
     """Of all samples, in its stream."""
+    session: str = ""
+    turns: tuple[NewTurn, ...] = ()
+    """What its session keeps of it, if it has one."""
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -93,13 +98,11 @@ class Settler:
         """Write what an attempt's end means to its job."""
         job_id, fence = lease.job_id, lease.fence
         match outcome:
-            case Completed(body, state, newest, oldest, segments, frames, tokens):
-                done = JobStatus.COMPLETED
-                last = await self._all_but_last(lease, segments)
+            case Completed(body, state, newest, oldest):
                 ending = Ending(
-                    job_id, fence, done, 200, body, state, "", newest, oldest, last, frames, tokens
+                    job_id, fence, JobStatus.COMPLETED, 200, body, state, "", newest, oldest
                 )
-                kept = await self._finish.answer(ending)
+                kept = await self._finish.answer(await self._completed(lease, ending, outcome))
             case Ended(status, error, body, state):
                 kept = await self._finish.answer(
                     Ending(job_id, fence, status, error.http_status, body, state, error.code)
@@ -117,6 +120,17 @@ class Settler:
                 assert_never(outcome)
         if not kept:
             log.warning("job %s: the lease of attempt %s was lost", job_id, fence)
+
+    async def _completed(self, lease: Lease, ending: Ending, outcome: Completed) -> Ending:
+        """With what its stream and its session get."""
+        return replace(
+            ending,
+            segments=await self._all_but_last(lease, outcome.segments),
+            frames=outcome.frames,
+            tokens=outcome.tokens,
+            session=outcome.session,
+            turns=outcome.turns,
+        )
 
     async def _all_but_last(self, lease: Lease, segments: Sequence[Segment]) -> Sequence[Segment]:
         """Write what is more than the end should carry, in portions; returns the last one."""

@@ -35,6 +35,7 @@ from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
 from worker.regions import PLAIN, Reading
 from worker.render import check, heard, reading_of, render
+from worker.session import Recall, kept_in, no_sessions, thread_of
 
 Order = Literal["cancel", "expire", "stale", "lost", "hand back", "abort"]
 """Why an attempt shall end before its generation does."""
@@ -169,15 +170,17 @@ class Attempt:
             raise EngineFailed("the engine ended a sample without a reason")
 
 
-async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
-    """What becomes of one attempt."""
+async def run_job(
+    attempt: Attempt, engine: Engine, pool: str, recall: Recall = no_sessions
+) -> Outcome:
+    """What becomes of one attempt; `recall` looks up what its session knows."""
     lease = attempt.lease
     timer = None
     if lease.left_ms is not None:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(lease.left_ms / 1000, attempt.give, "expire")
     try:
-        return await _generate_answer(attempt, engine, pool)
+        return await _generate_answer(attempt, engine, pool, recall)
     except Interrupted:
         return _obeyed(attempt)
     except RolloutError as error:
@@ -190,12 +193,13 @@ async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
             timer.cancel()
 
 
-async def _generate_answer(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
+async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: Recall) -> Outcome:
     job = job_of(attempt.lease)
     dialect = dialect_of(job.protocol)
     normal = heard(dialect.normalize(job.body), engine)
     check(normal, engine, pool)
-    prompt, call = await render(normal, job, engine)
+    thread = await thread_of(job.session or normal.options.session, normal.state, recall)
+    prompt, call = await render(normal, job, engine, thread)
     attempt.prompt = prompt
     if normal.counts:
         counted = replace(prompt, rollout_id=f"{job.id}/0", status=Status.COMPLETED)
@@ -205,7 +209,7 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str) -> Outco
     stream = _stream(attempt.lease, dialect, normal, prompt, engine) if streamed else None
     samples = await attempt.draw(engine, call, reading, stream, job.cuts)
     states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
-    return _answer(attempt, dialect, normal, states, engine)
+    return kept_in(thread, states, _answer(attempt, dialect, normal, states, engine))
 
 
 def _stream(

@@ -2,16 +2,19 @@
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
 from protocols.dialects.base import Normal
 from protocols.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedOption
 from protocols.job import Job
-from protocols.message import Block, Image, Text, Thinking, ToolResult, ToolUse
-from protocols.rollout_state import RolloutState, SampleParams, TokenIds
-from worker.engines.base import Call, Engine, Tokenizer
+from protocols.message import Block, Image, Message, Reasoning, Text, Thinking, ToolResult, ToolUse
+from protocols.rollout_state import RolloutState, SampleParams, SessionPlace, TokenIds
+from worker.engines.base import Call, Engine, Tokenizer, Turn, TurnTool
 from worker.regions import PLAIN, Reading
+from worker.session import Thread, placed, shown_tools
 from worker.turns import images_of, options_of, tools_of, turns_of
 
 THREAD_BYTES = 64 * 1024
@@ -60,17 +63,20 @@ def heard(normal: Normal, engine: Engine) -> Normal:
     return replace(normal, ignored=(*normal.ignored, "reasoning"))
 
 
-async def render(normal: Normal, job: Job, engine: Engine) -> tuple[RolloutState, Call]:
+async def render(
+    normal: Normal, job: Job, engine: Engine, thread: Thread | None = None
+) -> tuple[RolloutState, Call]:
     """The rollout state with its prompt as token ids, and the call.
 
+    `thread` is what the job's session knows: the prompt goes on from its tokens where it can.
     Raises ContextLengthExceeded, unless tokens are only counted; InvalidRequest for what the chat template refuses.
     """
     state, context = normal.state, engine.context_tokens
     size = _text_bytes(state)
     if size > context * engine.tokenizer.longest_token_bytes and not normal.counts:
         raise _too_long(state, f"{size} bytes", context)
-    tokenize = asyncio.to_thread(_prompt_ids, state, engine) if size > THREAD_BYTES else None
-    prompt_ids = await tokenize if tokenize else _prompt_ids(state, engine)
+    tokenize = partial(_prompt_ids, state, engine, thread)
+    place, prompt_ids = await asyncio.to_thread(tokenize) if size > THREAD_BYTES else tokenize()
     room = context - len(prompt_ids)
     if room <= 0 and not normal.counts:
         raise _too_long(state, f"{len(prompt_ids)} tokens", context)
@@ -86,6 +92,7 @@ async def render(normal: Normal, job: Job, engine: Engine) -> tuple[RolloutState
         sample_params=params,
         group_id=job.group or normal.options.group or job.id,
         session_id=job.session or normal.options.session,
+        session=place,
     )
     return state, Call(prompt_ids=prompt_ids, params=params, script=normal.options.script)
 
@@ -126,17 +133,37 @@ def seed_of(job_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest()) >> 1
 
 
-def _prompt_ids(state: RolloutState, engine: Engine) -> TokenIds:
+def _prompt_ids(
+    state: RolloutState, engine: Engine, thread: Thread | None
+) -> tuple[SessionPlace | None, TokenIds]:
+    tokenizer = engine.tokenizer
+    if thread is None:
+        return None, _fresh_ids(state, tokenizer)
+
+    def write(messages: Sequence[Message], reasoning: Reasoning, opens: bool) -> str:
+        said = _conversation(messages, state, tokenizer)
+        return tokenizer.write(*said, options_of(reasoning), opens=opens)
+
+    place, ids = placed(thread, state, write, tokenizer.encode_written, tokenizer.special_ids)
+    return place, ids or _fresh_ids(state, tokenizer)
+
+
+def _fresh_ids(state: RolloutState, tokenizer: Tokenizer) -> TokenIds:
     if state.prompt_ids:
         return state.prompt_ids
     if state.prompt is not None:
-        return engine.tokenizer.encode(state.prompt)
-    tokenizer = engine.tokenizer
-    # a model that may not call a tool is not told of any
-    tools = tools_of(state.tools if state.tool_choice.mode != "none" else ())
-    turns = turns_of(state.message, tools, tokenizer.template, tokenizer.markup.call or ("", ""))
-    shown = tools if tokenizer.template.tools else ()
-    return tokenizer.render(turns, shown, options_of(state.reasoning))
+        return tokenizer.encode(state.prompt)
+    said = _conversation(state.message, state, tokenizer)
+    return tokenizer.render(*said, options_of(state.reasoning))
+
+
+def _conversation(
+    messages: Sequence[Message], state: RolloutState, tokenizer: Tokenizer
+) -> tuple[list[Turn], list[TurnTool]]:
+    """Turns and tools as the template is told of them."""
+    tools = tools_of(shown_tools(state))
+    turns = turns_of(messages, tools, tokenizer.template, tokenizer.markup.call or ("", ""))
+    return turns, tools if tokenizer.template.tools else []
 
 
 def _text_bytes(state: RolloutState) -> int:

@@ -75,7 +75,7 @@ class Service:
             config.worker_id,
             keeper,
             settler,
-            partial(run_job, engine=self.engine, pool=config.pool),
+            partial(run_job, engine=self.engine, pool=config.pool, recall=broker.recall),
             slots=config.slots,
             lease_s=config.lease_s,
             policy_version=lambda: self.engine.policy_version,

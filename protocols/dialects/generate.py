@@ -29,7 +29,7 @@ from protocols.dialects.openai_tool import (
     reasoning,
 )
 from protocols.dialects.openai_usage import Usage, usage_of
-from protocols.dialects.result import Result, finish_of, finite, output_of, tops_of
+from protocols.dialects.result import Result, finish_of, finite, output_of, session_of, tops_of
 from protocols.dialects.sampling import (
     Sampling,
     Seed,
@@ -161,7 +161,7 @@ class Generate:
                 prompt_ids=answer.states[0].prompt_ids.tolist(),
                 samples=[_sample(state) for state in answer.states],
                 usage=usage_of(answer),
-                rollout=Result(answer.attempts, answer.ignored),
+                rollout=Result(answer.attempts, answer.ignored, session=session_of(answer)),
             )
         )
 

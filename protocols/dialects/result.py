@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 from protocols.dialects.base import Answer
 from protocols.errors import RolloutError
 from protocols.message import Block, Text, Thinking
-from protocols.rollout_state import RolloutState
+from protocols.rollout_state import RolloutState, SessionPlace
 
 LOGPROB_FLOOR = -9999.0
 """Stands for a log-probability that JSON has no number for, as in OpenAI's and vLLM's responses."""
@@ -40,14 +40,16 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     logprobs: list[float] | UnsetType = UNSET
     policy_versions: tuple[tuple[int, int], ...] | UnsetType = UNSET
     parse_error: str | UnsetType = UNSET
+    session: SessionPlace | UnsetType = UNSET
 
 
 def result_of(answer: Answer) -> Result:
     """The `rollout` of a chat response."""
     first, *others = answer.states
     prompt_ids = first.prompt_ids.tolist()
+    session = session_of(answer)
     if others:
-        return Result(answer.attempts, answer.ignored, prompt_ids)
+        return Result(answer.attempts, answer.ignored, prompt_ids, session=session)
     sample = sample_result(first)
     return Result(
         answer.attempts,
@@ -57,7 +59,13 @@ def result_of(answer: Answer) -> Result:
         sample.logprobs,
         sample.policy_versions,
         sample.parse_error,
+        session,
     )
+
+
+def session_of(answer: Answer) -> SessionPlace | UnsetType:
+    """Where in its session the answer stands, if it has one."""
+    return answer.states[0].session or UNSET
 
 
 def sample_result(state: RolloutState) -> SampleResult:

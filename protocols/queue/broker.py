@@ -43,15 +43,20 @@ from protocols.queue.rows import (
     hold_args,
     lease_of,
     letter_of,
+    recalled_of,
     reply_of,
     texts,
+    turns_of,
 )
+from protocols.session import Recalled, SessionTurn
 
 SCHEMA = 1
 FULL_RETRY_S = 1.0
 BELL_BLOCK_S = 2.0
 COPY_WAIT_S = 0.5
 EARLY_S = 0.02
+MARKS_MOST = 4096
+SCAN_MOST = 256
 FROM_NOW = "$"
 """The last command seen, for who has seen none: it hears of the next."""
 _PARTS = ("functions.lua", "control.lua")
@@ -239,6 +244,21 @@ class Broker:
         """A run's job ids in the order of their acceptance."""
         return [raw.decode() for raw in await self.link.call("ZRANGE", self.keys.run(run), 0, -1)]
 
+    async def turns(self, session: str) -> list[SessionTurn]:
+        """A session's turns in the order of their acceptance; empty where it is unknown."""
+        found: dict[bytes, bytes] = {}
+        cursor = b"0"
+        while True:
+            key = self.keys.session(session)
+            cursor, flat = await self.link.call("HSCAN", key, cursor, "COUNT", SCAN_MOST)
+            found.update(zip(flat[::2], flat[1::2], strict=True))
+            if cursor in (b"0", 0):
+                return turns_of(found)
+
+    async def forget(self, session: str) -> bool:
+        """Delete a session; whether there was one."""
+        return await self.link.call("UNLINK", self.keys.session(session)) == 1
+
     # what workers call
 
     async def take(
@@ -269,10 +289,14 @@ class Broker:
         """For each whether its reply was accepted; False: the lease was lost, nothing was written.
 
         A completed job whose deadline has passed, or which is too stale by now, gets an `expired` reply
-        with its state instead.
+        with its state instead. The turns of an accepted answer are in its session with its reply, or not at all.
         """
         args = [arg for end in endings for arg in ending_args(end)]
         return [answer == 1 for answer in await self.step("finish", *args)]
+
+    async def recall(self, session: str, marks: Sequence[str]) -> Recalled:
+        """The turns of a session up to the longest of these beginnings that it knows; the longest come first."""
+        return recalled_of(await self.step("recall", session, *marks[:MARKS_MOST]))
 
     async def fail(self, failures: Sequence[Failure], *, limit: int) -> list[Retrial]:
         """For each whether it will run again, has become a dead letter, or was lost."""

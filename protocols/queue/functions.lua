@@ -29,7 +29,7 @@ local CLAIM_MS = 30 * 1000
 local RATE_WINDOW_MS = 5000
 local FULL_LEAST_MS, FULL_MOST_MS = 100, 30000
 local SEGMENT = 10 -- values of one segment in a call
-local ENDING = 12 -- values of one end in a call, before its segments
+local ENDING, TURN = 12, 4 -- values of one end in a call, before its segments; of one turn of a session after them
 local BACKLOG_JOBS = 100000
 local TAKE_BYTES = 4 * 1024 * 1024
 local FIELDS_MOST = 64
@@ -545,12 +545,53 @@ local function renew(keys, args)
   return out
 end
 
+-- Keep the answers of a turn in its session: `n:<rollout id>` the node, `l:<rollout id>` its number, time and parent,
+-- `h:<mark>` the first turn whose conversation has that mark. An answer whose parent is gone is not kept: its session was
+-- released while it was generated.
+local function remember(P, session, ttl, now, args, from, count)
+  local key = P .. ':session:' .. session
+  for at = from, from + (count - 1) * TURN, TURN do
+    local id, parent, mark, node = args[at], args[at + 1], args[at + 2], args[at + 3]
+    local orphan = parent ~= '' and not redis.call('HGET', key, 'l:' .. parent)
+    if not orphan and redis.call('HSETNX', key, 'n:' .. id, node) == 1 then
+      local number = redis.call('HINCRBY', key, 'turns', 1)
+      redis.call('HINCRBY', key, 'bytes', #node)
+      redis.call('HSET', key, 'l:' .. id, number .. ' ' .. now .. ' ' .. parent)
+      if mark ~= '' then redis.call('HSETNX', key, 'h:' .. mark, id) end
+    end
+  end
+  redis.call('PEXPIRE', key, math.max(REPLY_TTL_MS, ttl))
+end
+
+-- args: session, marks of the beginnings of a conversation, the longest first
+-- -> {turns and bytes of the session, {rollout id, node, ...} from the longest beginning that it knows back to its root}
+local function recall(keys, args)
+  local key, path = keys[1] .. ':session:' .. args[1], {}
+  local size = redis.call('HMGET', key, 'turns', 'bytes')
+  local marks = {}
+  for i = 2, #args do marks[#marks + 1] = 'h:' .. args[i] end
+  local id
+  for _, known in ipairs(#marks > 0 and redis.call('HMGET', key, unpack(marks)) or {}) do id = id or known end
+  while id and id ~= '' do
+    local found = redis.call('HMGET', key, 'n:' .. id, 'l:' .. id)
+    path[#path + 1] = id
+    path[#path + 1] = found[1]
+    id = string.match(found[2], '^%d+ %d+ (.*)$')
+  end
+  return { tonumber(size[1]) or 0, tonumber(size[2]) or 0, path }
+end
+
 -- args: (id, fence, status, code, error, body, state, newest, oldest policy version of its tokens, last frames,
---   tokens of its stream, number of segments, segments as in renew)... -> 1 accepted, also if repeated; 0 the lease was lost
--- An answer that is too late is none: its reply is `expired` and keeps the state; the stream gets no last frames.
+--   tokens of its stream, number of segments, segments as in renew, session, number of its turns,
+--   (rollout id, parent, mark, node)...)... -> 1 accepted, also if repeated; 0 the lease was lost
+-- An answer that is too late is none: its reply is `expired` and keeps the state; the stream gets no last frames, the
+-- session no turn.
 local function finish(keys, args)
   local P, now, out, gone, i = keys[1], now_ms(), {}, ends(), 1
   while i <= #args do
+    local count = tonumber(args[i + 11])
+    local after = i + ENDING + count * SEGMENT
+    local turns = tonumber(args[after + 1])
     local id, held = args[i], held_of(P, args[i])
     local mine = held.fence == args[i + 1]
     if mine and held.status == 'running' then
@@ -561,14 +602,16 @@ local function finish(keys, args)
       if args[i + 4] ~= '' then result[#result + 1] = 'error'; result[#result + 1] = args[i + 4] end
       if args[i + 6] ~= '' then result[#result + 1] = 'state'; result[#result + 1] = args[i + 6] end
       if args[i + 7] ~= '' then result[#result + 1] = 'policy_version'; result[#result + 1] = args[i + 7] end
-      local count = tonumber(args[i + 11])
       local last = not code and args[i + 9] ~= '' and { 'sse', args[i + 9], 'n', args[i + 10] }
       if count > 0 then keep(P, gone, id, nil, args, i + ENDING, count) end
       held.checkpoints = held.checkpoints or count > 0 or last
       conclude(P, gone, id, held, now, result, last)
+      if turns > 0 and not code then
+        remember(P, args[after], tonumber(held.reply_ttl_ms) or 0, now, args, after + 2, turns)
+      end
     end
     out[#out + 1] = mine and held.status ~= 'queued' and 1 or 0
-    i = i + ENDING + tonumber(args[i + 11]) * SEGMENT
+    i = after + 2 + turns * TURN
   end
   settle(P, gone)
   if #gone.leases > 0 then redis.call('HINCRBY', P, 'ends', #gone.leases) end
@@ -803,6 +846,7 @@ step('enqueue', enqueue, {})
 step('take', take, { 'allow-oom' })
 step('renew', renew, { 'allow-oom' })
 step('finish', finish, { 'allow-oom' })
+step('recall', recall, { 'no-writes', 'allow-oom' })
 step('fail', fail, { 'allow-oom' })
 step('release', release, { 'allow-oom' })
 step('sweep', sweep, { 'allow-oom' })

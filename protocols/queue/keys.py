@@ -16,6 +16,7 @@ All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluste
 | `P:alone`           | sorted set       | sweep                     | quarantined id by the time of its second crash |
 | `P:progress:<id>`   | stream           | renew, finish, …          | 10 min after the end: checkpoints, then `end`  |
 | `P:collected`       | sorted set       | collect                   | id by the time of its end, until its tombstone |
+| `P:session:<id>`    | hash             | finish                    | 6 h after its last answer, or until `release`  |
 | `P:run:<run>`       | sorted set       | enqueue, take             | a day after the run's last reply               |
 | `P:dead`            | stream           | fail, sweep               | the newest 10,000                              |
 | `P:inbox:<client>`  | list             | finish, …                 | an hour; the newest 100,000                    |
@@ -78,6 +79,10 @@ class Keys:
     def progress(self, job_id: str) -> str:
         """A job's checkpoints."""
         return f"{self.prefix}:progress:{job_id}"
+
+    def session(self, session: str) -> str:
+        """A session's turns: `n:<rollout id>` node, `l:<rollout id>` link, `h:<mark>` rollout id; `turns`, `bytes`."""
+        return f"{self.prefix}:session:{session}"
 
     def run(self, run: str) -> str:
         """A run's job ids."""

@@ -20,6 +20,7 @@ from protocols.job import (
 )
 from protocols.queue.link import Argument
 from protocols.rollout_state import FinishReason, Logprobs, TokenIds
+from protocols.session import MAX_SESSION_CHARS, NewTurn, Recalled, SessionTurn
 
 REPLY_FIELDS = (
     "status",
@@ -80,11 +81,16 @@ class Ending(msgspec.Struct, frozen=True):
     """What ends its stream."""
     tokens: int = 0
     """Of all samples, in its stream."""
+    session: str = ""
+    turns: tuple[NewTurn, ...] = ()
+    """What its session keeps of it, if it has one."""
 
     @property
     def bytes(self) -> int:
         """About what it takes on the wire."""
-        return len(self.body) + len(self.state) + len(self.frames) + segment_bytes(self.segments)
+        nodes = sum(len(turn.node) for turn in self.turns)
+        answer = len(self.body) + len(self.state) + len(self.frames)
+        return answer + segment_bytes(self.segments) + nodes
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -181,11 +187,20 @@ def check_job(job: Job) -> Job:
     """The job, if the queue would take it; else InvalidRequest or BodyTooLarge."""
     if not codec.JOB_ID.fullmatch(job.id):
         raise InvalidRequest(f"`id` {job.id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
+    if job.session is not None:
+        checked_session(job.session)
     if len(job.body) > MAX_BODY_BYTES:
         raise BodyTooLarge(
             f"`body`: {len(job.body)} bytes; the limit is {MAX_BODY_BYTES}", param="body"
         )
     return job
+
+
+def checked_session(session: str) -> str:
+    """The session's name, if it may have it; else InvalidRequest."""
+    if 1 <= len(session) <= MAX_SESSION_CHARS:
+        return session
+    raise InvalidRequest(f"`session`: 1 to {MAX_SESSION_CHARS} characters", param="session")
 
 
 def job_of(lease: Lease) -> Job:
@@ -330,6 +345,9 @@ def ending_args(end: Ending) -> Iterable[Argument]:
     yield end.frames
     yield end.tokens
     yield from _segment_args(end.segments)
+    yield from (end.session, len(end.turns))
+    for turn in end.turns:
+        yield from (turn.rollout_id, turn.parent, turn.mark, turn.node)
 
 
 def segment_bytes(segments: Iterable[Segment]) -> int:
@@ -347,6 +365,34 @@ def _segment_args(segments: Sequence[Segment]) -> Iterable[Argument]:
         yield codec.pack_numbers(segment.top_logprobs)
         yield segment.finish_reason or ""
         yield segment.frames
+
+
+def recalled_of(row: list[Any]) -> Recalled:
+    """The answer of `recall`."""
+    turns, size, flat = row
+    pairs = list(zip(flat[::2], flat[1::2], strict=True))[::-1]
+    path = tuple((name.decode(), codec.unpack_node(node)) for name, node in pairs)
+    return Recalled(turns, size, path)
+
+
+def turns_of(fields: dict[bytes, bytes]) -> list[SessionTurn]:
+    """A session's hash, its turns in the order of their acceptance."""
+    found: list[tuple[int, SessionTurn]] = []
+    for name, link in fields.items():
+        kind, _, rollout_id = name.partition(b":")
+        node = fields.get(b"n:" + rollout_id)
+        if kind == b"l" and node is not None:
+            number, at_ms, parent = link.decode().split(" ")
+            node = codec.unpack_node(node)
+            turn = SessionTurn(rollout_id.decode(), parent or None, int(at_ms), node)
+            found.append((int(number), turn))
+    turns: dict[str, SessionTurn] = {}
+    for _, turn in sorted(found, key=lambda pair: pair[0]):
+        if (
+            turn.parent is None or turn.parent in turns
+        ):  # one that came while the hash was read may lack its parent
+            turns[turn.rollout_id] = turn
+    return list(turns.values())
 
 
 def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:

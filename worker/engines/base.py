@@ -156,6 +156,21 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def write(
+        self,
+        turns: Sequence[Turn],
+        tools: Sequence[TurnTool] = (),
+        options: Mapping[str, bool | str] = NO_OPTIONS,
+        *,
+        opens: bool = True,
+    ) -> str:
+        """The text that `render` makes tokens of; `opens`: up to where the assistant speaks. Raises as `render`."""
+        ...
+
+    def encode_written(self, text: str) -> TokenIds:
+        """Token ids of a text by the chat template: its marks are special tokens."""
+        ...
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token id stands for."""
         ...

@@ -55,8 +55,10 @@ class ChatTemplate:
         turns: Sequence[Turn],
         tools: Sequence[TurnTool] = (),
         options: Mapping[str, bool | str] = NO_OPTIONS,
+        *,
+        opens: bool = True,
     ) -> str:
-        """A conversation, up to where the assistant speaks.
+        """A conversation; `opens`: up to where the assistant speaks.
 
         Raises InvalidRequest where the template refuses it or the model has none.
         """
@@ -69,7 +71,7 @@ class ChatTemplate:
             text = self._tokenizer.apply_chat_template(
                 [dict(turn) for turn in turns],
                 tools=[dict(tool) for tool in tools] or None,
-                add_generation_prompt=True,
+                add_generation_prompt=opens,
                 tokenize=False,
                 **options,
             )

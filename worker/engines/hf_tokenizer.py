@@ -67,7 +67,22 @@ class HFTokenizer:
 
         Raises InvalidRequest where the template refuses the conversation or the model has none.
         """
-        return self.encode(self._chat.text(turns, tools, options))
+        return self.encode(self.write(turns, tools, options))
+
+    def write(
+        self,
+        turns: Sequence[Turn],
+        tools: Sequence[TurnTool] = (),
+        options: Mapping[str, bool | str] = NO_OPTIONS,
+        *,
+        opens: bool = True,
+    ) -> str:
+        """The text that `render` makes tokens of; `opens`: up to where the assistant speaks."""
+        return self._chat.text(turns, tools, options, opens=opens)
+
+    def encode_written(self, text: str) -> TokenIds:
+        """As `encode`, which takes names of special tokens for these."""
+        return self.encode(text)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token id stands for; none for an id that the vocabulary leaves empty."""

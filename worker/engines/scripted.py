@@ -7,6 +7,7 @@ tool with the smallest arguments. Log-probabilities are a fixed function of toke
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -55,6 +56,8 @@ _SPECIAL = {
     CLOSE: b"<|close|>",
     TOOL: b"<|tool|>",
 }
+_BY_NAME = {name.decode(): token_id for token_id, name in _SPECIAL.items()}
+_MARK = re.compile(f"({'|'.join(map(re.escape, _BY_NAME))})")
 
 
 class ByteTokenizer:
@@ -88,12 +91,30 @@ class ByteTokenizer:
         `options` change nothing: it thinks where its script does.
         """
         ids = TokenIds()
-        told = [Turn(role="system", content=_json(tools))] if tools else []
-        for turn in [*told, *turns]:
+        for turn in _all(turns, tools):
             ids.append(_ROLES[turn["role"]])
             ids.extend(_written(turn).encode())
             ids.append(CLOSE)
         ids.append(ASSISTANT)
+        return ids
+
+    def write(
+        self,
+        turns: Sequence[Turn],
+        tools: Sequence[TurnTool] = (),
+        options: Mapping[str, bool | str] = NO_OPTIONS,
+        *,
+        opens: bool = True,
+    ) -> str:
+        """The text that `encode_written` makes the tokens of `render` of; `opens`: up to where the assistant speaks."""
+        told = [f"<|{turn['role']}|>{_written(turn)}<|close|>" for turn in _all(turns, tools)]
+        return "".join(told) + ("<|assistant|>" if opens else "")
+
+    def encode_written(self, text: str) -> TokenIds:
+        """Like `encode`, but names of special tokens are these."""
+        ids = TokenIds()
+        for part in _MARK.split(text):
+            ids.extend([_BY_NAME[part]] if part in _BY_NAME else part.encode())
         return ids
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -265,6 +286,10 @@ class ScriptedGeneration:
             raise EngineFailed(f"the script fails at token {self._script.at_token}")
         if self._script.fail == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _all(turns: Sequence[Turn], tools: Sequence[TurnTool]) -> list[Turn]:
+    return [Turn(role="system", content=_json(tools)), *turns] if tools else [*turns]
 
 
 def _json(value: object) -> str:

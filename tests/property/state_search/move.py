@@ -220,6 +220,7 @@ def _finish(scope: Scope, attempts: Sequence[Attempt], version: int) -> Operatio
         streams = kind_of(scope, attempt.job).streamed and not attempt.order
         words += (LAST_FRAMES, str(sum(attempt.drawn))) if streams else ("", "0")
         words += _segments(scope, attempt, version) if streams else ("0",)
+        words += ("", "0")
     return ("finish", *words)
 
 

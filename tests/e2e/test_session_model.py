@@ -1,0 +1,99 @@
+"""Twenty turns of an agent on a real model: the exported sample is what the engine saw and drew, token by token."""
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from producer_sdk import Client, RolloutState
+from protocols.rollout_state import TokenIds
+from tests.worker_process import StartWorker
+from worker.engines.hf_tokenizer import HFTokenizer
+from worker.engines.torch_engine.checkpoint import locate
+
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
+
+TURNS = 20
+ANSWER_S = 240
+SESSION = "agent"
+TOOL = {
+    "name": "get_weather",
+    "description": "Get the weather of a city.",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+CITIES = ("Paris", "Rome", "Oslo", "Bern", "Riga")
+USED: list[dict[str, Any]] = [
+    {"role": "user", "content": "What is the weather in Lima?"},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "tool_use", "id": "toolu_0", "name": "get_weather", "input": {"city": "Lima"}}
+        ],
+    },
+    {
+        "role": "user",
+        "content": [{"type": "tool_result", "tool_use_id": "toolu_0", "content": "18 degrees"}],
+    },
+]
+"""A call and its result before the model's first answer."""
+
+
+def environment(content: list[dict[str, Any]], turn: int) -> list[dict[str, Any]]:
+    """What the world says to an answer: results of its calls, and another question."""
+    ids = [block["id"] for block in content if block["type"] == "tool_use"]
+    results = [
+        {"type": "tool_result", "tool_use_id": one, "content": f"{turn} degrees, wind 3"}
+        for one in ids
+    ]
+    question = f"And what about {CITIES[turn % len(CITIES)]}? Call the tool."
+    return [*results, {"type": "text", "text": question}]
+
+
+async def test_a_session_of_twenty_turns_is_exported_without_one_token_of_drift(
+    url: str, pool: str, start_worker: StartWorker
+) -> None:
+    worker = start_worker(url, pool, engine="torch", slots=2, threads=1)
+    await asyncio.to_thread(worker.wait_ready, 240)
+    states: list[RolloutState] = []
+    messages = list(USED)
+    async with Client(url, pool=pool) as client:
+        for turn in range(TURNS):
+            body = {"messages": messages, "max_tokens": 24, "tools": [TOOL], "temperature": 0.9}
+            options: dict[str, Any] = {"protocol": "claude.messages", "session": SESSION}
+            reply = (await client.submit(body, timeout_s=ANSWER_S, **options)).raise_for_status()
+            assert reply.state is not None
+            states.append(reply.state)
+            content = reply.response["content"]
+            messages += [
+                {"role": "assistant", "content": content},
+                {"role": "user", "content": environment(content, turn)},
+            ]
+        samples = await client.session(SESSION).samples()
+        assert await client.session(SESSION).release()
+    (sample,) = samples
+    whole = [*sample.prompt_ids, *sample.response_ids]
+    engines_own = [TokenIds([*state.prompt_ids, *state.response_ids]) for state in states]
+    drift = sum(one != other for one, other in zip(whole, engines_own[-1], strict=True))
+    assert drift == 0
+    for earlier, later in pairwise(engines_own):
+        assert later[: len(earlier)] == earlier
+    drawn = [token for state in states for token in state.response_ids]
+    trained = zip(sample.response_ids, sample.response_mask, strict=True)
+    assert [token for token, mask in trained if mask] == drawn
+    kept = zip(sample.logprobs, sample.response_mask, strict=True)
+    assert [p for p, mask in kept if mask] == [p for state in states for p in state.logprobs]
+    _report(whole, states, drift)
+
+
+def _report(whole: list[int], states: list[RolloutState], drift: int) -> None:
+    """How many tokens would have drifted, had the conversation been tokenized again from its text."""
+    tokenizer = HFTokenizer(locate("smollm2"))
+    anew = [tokenizer.encode(state.text) for state in states]
+    drawn = [TokenIds([i for i in state.response_ids if i > 2]) for state in states]
+    differ = sum(one != other for one, other in zip(anew, drawn, strict=True))
+    calls = sum(state.finish_reason == "tool_calls" for state in states)
+    print(  # noqa: T201 - the figures
+        f"{len(states)} turns, {calls} with calls, {len(whole)} tokens, {drift} differ; "
+        f"{differ} of {len(anew)} answers would be tokenized otherwise from their text"
+    )
