@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from protocols.errors import ConfigError, InvalidRequest
 from protocols.rollout_state import TokenIds
-from worker.engines.base import Turn
+from worker.engines.base import Markup, Turn
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -38,12 +38,19 @@ class HFTokenizer:
         self._backend: Backend = loaded.backend_tokenizer
         self._bytes = _bytes_of_tokens(self._backend)
         self.longest_token_bytes = max(map(len, self._bytes), default=1)
+        self.markup = Markup(call=("<tool_call>\n", "\n</tool_call>"))
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """The token that ends a turn, where the tokenizer names one."""
         end = cast("int | None", self._template.eos_token_id)
         return frozenset() if end is None else frozenset([end])
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text, whatever they are written as."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
 
     def encode(self, text: str) -> TokenIds:
         """Token ids of a text, without special tokens around it."""
