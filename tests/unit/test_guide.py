@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from protocols.errors import EngineFailed, InvalidRequest, UnsupportedOption
 from protocols.message import CallGuide, Guide, JsonGuide, Tool
 from protocols.rollout_state import SampleParams, TokenIds
+from tests.plain_model import listed
 from tests.tiny_model import END, VOCABULARY, save_tokenizer, tiny_tokenizer
 from worker.engines.base import Call, Markup
 from worker.engines.grammar import MOST_BYTES
@@ -34,8 +36,12 @@ MOVED = '<tool_call>\n{"name": "move", "arguments": {}}\n</tool_call>'
 @pytest.fixture(scope="module")
 def backend() -> Tokenizer:
     backend = tiny_tokenizer()
-    special = [AddedToken("<|other end|>", special=True), AddedToken("<|strange|>", special=True)]
-    backend.add_special_tokens(special)
+    return with_special(backend, "<|other end|>", "<|strange|>")
+
+
+def with_special(backend: Tokenizer, *written: str) -> Tokenizer:
+    add = cast("Any", backend).add_special_tokens  # its types are partial
+    add([AddedToken(one, special=True) for one in written])
     return backend
 
 
@@ -60,7 +66,7 @@ def call(
 def allowed(matcher: Matcher) -> set[int]:
     words = torch.empty(words_of(WIDTH), dtype=torch.int32)
     matcher.fill(words)
-    bits: list[list[int]] = (words[:, None] >> torch.arange(32) & 1).tolist()
+    bits: list[list[int]] = listed(words[:, None] >> torch.arange(32) & 1)
     return {32 * i + j for i, word in enumerate(bits) for j, bit in enumerate(word) if bit}
 
 
@@ -189,9 +195,7 @@ async def test_a_model_that_thinks_may_and_must_not(tokenizer: HFTokenizer) -> N
 async def test_markup_that_is_one_special_token_may_be_written(
     backend: Tokenizer, tmp_path: Path
 ) -> None:
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.add_special_tokens([AddedToken("<tool_call>", special=True)])
-    save_tokenizer(tmp_path, copy)
+    save_tokenizer(tmp_path, with_special(Tokenizer.from_str(backend.to_str()), "<tool_call>"))
     tokenizer = HFTokenizer(tmp_path)
     guides = Guides(tokenizer, WIDTH, [0])
     ids = tokenizer.encode(MOVED)
@@ -202,9 +206,8 @@ async def test_markup_that_is_one_special_token_may_be_written(
 async def test_what_was_kept_is_gone_through_first(guides: Guides, tokenizer: HFTokenizer) -> None:
     ids = [*tokenizer.encode('{"x": 12, "on": false}'), 0]
     for cut in range(len(ids)):
-        whole, resumed = (
-            await guides.matcher(call(POINT, kept=kept), 0) for kept in ((), ids[:cut])
-        )
+        whole = await guides.matcher(call(POINT), 0)
+        resumed = await guides.matcher(call(POINT, kept=ids[:cut]), 0)
         assert follows(whole, ids[:cut])
         assert allowed(whole) == allowed(resumed)
         assert follows(resumed, ids[cut:])

@@ -31,7 +31,8 @@ AT_ONCE = 2
 """Threads that compile."""
 PROMPT_END_TOKENS = 16
 """In which it is looked whether the prompt has begun the thinking."""
-_SAID = re.compile(r"^(at \d+\(\d+\): )?(failed to compile JSON schema: )?")
+_PLACE = re.compile(r"^(at \d+\(\d+\): )?(failed to compile JSON schema: )?")
+_GRAMMAR = re.compile(r"\n *1 \| |\n<")
 _QUIET = 0
 
 
@@ -212,6 +213,6 @@ def masked(logits: Tensor, words: Tensor) -> Tensor:
 
 
 def _said(error: str) -> str:
-    """What llguidance says first, without the grammar."""
-    lines = error.splitlines()
-    return _SAID.sub("", lines[0])[:200] if lines else "no token may follow"
+    """What llguidance says, without its line of the grammar."""
+    said = " ".join(_GRAMMAR.split(_PLACE.sub("", error))[0].split())
+    return said[:200] or "no token may follow"

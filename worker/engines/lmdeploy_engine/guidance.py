@@ -39,7 +39,8 @@ class Guidance:
 
     def allocate_batched_bitmap(self, batch_size: int) -> Tensor:
         """Everything allowed: int32 `[batch, words]`."""
-        return torch.full((batch_size, words_of(self._vocabulary)), -1, dtype=torch.int32)
+        with torch.inference_mode(mode=False):  # the thread that writes into it is in no such mode
+            return torch.full((batch_size, words_of(self._vocabulary)), -1, dtype=torch.int32)
 
     def is_terminated(self, matcher: Matcher) -> bool:
         """Whether the sample has ended, or cannot go on; then nothing is masked or counted."""
