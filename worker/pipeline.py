@@ -25,12 +25,13 @@ from protocols.errors import (
 )
 from protocols.job import ROLLOUT_STATUS, JobStatus
 from protocols.queue.rows import Lease, job_of, protocol_of
-from protocols.rollout_state import RolloutState
+from protocols.rollout_state import RolloutState, Status
 from worker.checkpoint import Checkpoint
 from worker.engines.base import Call, Engine, Generation
 from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
-from worker.render import check, render
+from worker.regions import PLAIN, Reading
+from worker.render import check, heard, reading_of, render
 
 Order = Literal["cancel", "expire", "stale", "lost", "hand back", "abort"]
 """Why an attempt shall end before its generation does."""
@@ -104,9 +105,9 @@ class Attempt:
         pace_s = (time.monotonic() - self._begun_s) / fresh
         return (self._limit_tokens - drawn) * pace_s <= seconds
 
-    async def draw(self, engine: Engine, call: Call) -> list[Sample]:
+    async def draw(self, engine: Engine, call: Call, reading: Reading = PLAIN) -> list[Sample]:
         """Generate what earlier attempts did not; raises Interrupted where an order came first."""
-        samples = [Sample(call.params, engine.tokenizer) for _ in range(call.params.n)]
+        samples = [Sample(call.params, engine.tokenizer, reading) for _ in range(call.params.n)]
         for segment in self.lease.kept:
             samples[segment.index].add(segment)
         self.samples, self.checkpoint = samples, Checkpoint(samples)
@@ -168,11 +169,14 @@ async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
 async def _generate_answer(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
     job = job_of(attempt.lease)
     dialect = dialect_of(job.protocol)
-    normal = dialect.normalize(job.body)
+    normal = heard(dialect.normalize(job.body), engine)
     check(normal, engine, pool)
     prompt, call = await render(normal, job, engine)
     attempt.prompt = prompt
-    samples = await attempt.draw(engine, call)
+    if normal.counts:
+        counted = replace(prompt, rollout_id=f"{job.id}/0", status=Status.COMPLETED)
+        return _answer(attempt.lease, dialect, normal, (counted,), engine)
+    samples = await attempt.draw(engine, call, reading_of(prompt, engine.tokenizer))
     states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
     return _answer(attempt.lease, dialect, normal, states, engine)
 
@@ -194,8 +198,8 @@ def _answer(
     return Completed(
         body=dialect.respond(answer),
         state=codec.pack_states(states),
-        policy_version=max(versions),
-        oldest_version=min(versions),
+        policy_version=max(versions, default=engine.policy_version),
+        oldest_version=min(versions, default=engine.policy_version),
     )
 
 

@@ -15,9 +15,9 @@ from protocols.rollout_state import SampleParams, TokenIds
 from tests.plain_model import listed
 from tests.tiny_model import END, VOCABULARY, save_tokenizer, tiny_tokenizer
 from worker.engines.base import Call, Markup
-from worker.engines.grammar import MOST_BYTES
+from worker.engines.grammar import MOST_CHARACTERS
 from worker.engines.guide import Guides, Matcher, words_of
-from worker.engines.torch_engine.tokenizer import HFTokenizer
+from worker.engines.hf_tokenizer import HFTokenizer
 
 OTHER_END, SPECIAL, WIDTH = VOCABULARY, VOCABULARY + 1, VOCABULARY + 5
 """Ids behind the tiny vocabulary, and logits that are wider than it."""
@@ -134,6 +134,7 @@ async def test_a_call_is_one_of_the_tools_in_the_markup_of_the_model(
     guide = CallGuide((WEATHER, MOVE), parallel=False)
     assert await takes(guides, guide, tokenizer, ROM)
     assert await takes(guides, guide, tokenizer, MOVED)
+    assert await takes(guides, guide, tokenizer, MOVED.replace("\n", ""))
     for bad in (
         "hello",
         f"{ROM}\n{ROM}",
@@ -147,7 +148,7 @@ async def test_several_calls_only_where_they_may_be_parallel(
     guides: Guides, tokenizer: HFTokenizer
 ) -> None:
     guide = CallGuide((WEATHER, MOVE))
-    assert await takes(guides, guide, tokenizer, f"{ROM}\n{MOVED}\n{ROM}")
+    assert await takes(guides, guide, tokenizer, f"{ROM}\n{MOVED}{ROM}")
     assert not await takes(guides, guide, tokenizer, "\n".join([MOVED] * 33))
 
 
@@ -179,7 +180,9 @@ async def test_thinking_that_the_prompt_has_begun_is_free_until_it_is_closed(
     assert not follows(matcher, tokenizer.encode("so </think> x"))
 
 
-async def test_a_model_that_thinks_may_and_must_not(tokenizer: HFTokenizer) -> None:
+async def test_a_model_that_thinks_may_and_must_not(backend: Tokenizer, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, with_special(Tokenizer.from_str(backend.to_str()), "<think>"))
+    tokenizer = HFTokenizer(tmp_path)
     tokenizer.markup = Markup(thinking=("<think>\n", "\n</think>"), call=("<c>", "</c>"))
     guides = Guides(tokenizer, WIDTH, [0])
     answer = '{"x":3,"on":true}'
@@ -260,7 +263,7 @@ async def test_a_stop_token_of_the_job_ends_the_sample(
         ('{"maximum":1e999}', "cannot be read"),
         ('{"items":' * 100_000 + "true" + "}" * 100_000, "schema"),
         ('{"items":' * 300 + "true" + "}" * 300, "schema"),
-        (f'{{"title":"{"x" * MOST_BYTES}"}}', "at most"),
+        (f'{{"title":"{"x" * MOST_CHARACTERS}"}}', "at most"),
     ],
 )
 async def test_a_schema_that_cannot_be_followed_is_refused_by_the_name_of_its_field(
@@ -297,3 +300,11 @@ async def test_names_are_written_as_json_has_them(guides: Guides, tokenizer: HFT
 
 def test_the_tiny_vocabulary_ends_with_its_first_token(tokenizer: HFTokenizer) -> None:
     assert tokenizer.token_bytes(0) == END.encode()
+
+
+async def test_a_model_without_a_token_for_it_is_not_led_into_thinking(
+    guides: Guides, tokenizer: HFTokenizer
+) -> None:
+    tokenizer.markup = Markup(thinking=("<think>", "</think>"))
+    matcher = await guides.matcher(call(POINT), 0)
+    assert not follows(matcher, tokenizer.encode("<think>"))

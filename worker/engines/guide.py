@@ -10,7 +10,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -18,12 +17,9 @@ from torch import Tensor
 
 from protocols.errors import EngineFailed, InvalidRequest, RolloutError, UnsupportedOption
 from protocols.message import Guide
-from worker.engines.base import Call
+from worker.engines.base import Call, Tokenizer
 
 from .grammar import field_of, grammar_of, thinking_of
-
-if TYPE_CHECKING:
-    from worker.engines.torch_engine.tokenizer import HFTokenizer
 
 MOST_KEPT = 32
 """Compiled grammars."""
@@ -101,9 +97,7 @@ class Matcher:
 class Guides:
     """Grammars over one model's vocabulary."""
 
-    def __init__(
-        self, tokenizer: "HFTokenizer", vocabulary: int, stop_ids: Collection[int]
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop_ids: Collection[int]) -> None:
         """`vocabulary`: the width of the logits; `stop_ids`: the model's own, which alone end a grammar."""
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
@@ -142,7 +136,7 @@ class Guides:
     def _fresh(self, guide: Guide, prompt_ids: Sequence[int]) -> LLMatcher:
         markup = self._tokenizer.markup
         end = self._tokenizer.decode(prompt_ids[-PROMPT_END_TOKENS:], skip_special_tokens=False)
-        text = grammar_of(guide, markup, thinking_of(end, markup))
+        text = grammar_of(guide, markup, thinking_of(end, markup, thinks=self._thinks))
         with self._one:
             found = self._compiled.get(text)
             if found is not None:
@@ -171,6 +165,14 @@ class Guides:
         return made
 
     @cached_property
+    def _thinks(self) -> bool:
+        """Whether the model has a token that opens its thinking; others would be led into it by chance."""
+        opens, _ = self._tokenizer.markup.thinking or ("", "")
+        mark = opens.strip().encode()
+        token_bytes = self._tokenizer.token_bytes
+        return bool(mark) and any(token_bytes(i) == mark for i in range(self._vocabulary))
+
+    @cached_property
     def _walkable(self) -> LLTokenizer:
         wrapped = TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocabulary, self._stop_ids))
         return LLTokenizer(wrapped, n_vocab=self._vocabulary, eos_token=self._stop_ids)
@@ -179,7 +181,7 @@ class Guides:
 class _Vocabulary:
     """A vocabulary by the names that llguidance asks for."""
 
-    def __init__(self, tokenizer: "HFTokenizer", vocabulary: int, stop_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop_ids: Sequence[int]) -> None:
         markup = tokenizer.markup
         written = {
             one.strip().encode() for pair in (markup.thinking, markup.call) for one in pair or ()
