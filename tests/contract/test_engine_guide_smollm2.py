@@ -1,5 +1,6 @@
 """SmolLM2 at temperature 1, guided: fifty answers of each kind, every one valid."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
@@ -11,11 +12,12 @@ from msgspec import Meta
 
 from protocols.message import CallGuide, Guide, JsonGuide, Tool
 from protocols.rollout_state import TokenIds
-from tests.torch_engine_calls import Said, call, read
+from tests.torch_engine_calls import Said, call
 from worker.engines.base import Turn
 from worker.engines.torch_engine import Settings, TorchEngine
 
 SAMPLES = 50
+LIMIT_S = 800
 MOST_TOKENS = 300
 pytestmark = [
     pytest.mark.model,
@@ -64,7 +66,7 @@ TOOLS = (Tool("weather", parameters=schema_of(Weather)), Tool("mail", parameters
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def smollm2() -> AsyncIterator[TorchEngine]:
-    made = TorchEngine(Settings(slots=16))
+    made = TorchEngine(Settings(slots=25))
     await made.start()
     yield made
     await made.close()
@@ -73,7 +75,10 @@ async def smollm2() -> AsyncIterator[TorchEngine]:
 async def answers(engine: TorchEngine, question: str, guide: Guide) -> list[tuple[Said, str]]:
     prompt = engine.tokenizer.render([Turn(role="user", content=question)])
     asked = call(TokenIds(prompt), n=SAMPLES, guide=guide, max_tokens=MOST_TOKENS, temperature=1)
-    said = await read(engine.generate(asked), SAMPLES)
+    said = [Said() for _ in range(SAMPLES)]
+    async with asyncio.timeout(LIMIT_S):
+        async for segment in engine.generate(asked):
+            said[segment.index].add(segment)
     tokens = engine.tokenizer.token_bytes
     return [(one, b"".join(map(tokens, one.ids[:-1])).decode()) for one in said]
 
