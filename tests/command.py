@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
@@ -40,7 +40,9 @@ class Rolloutq(Protocol):
 class CommandProcess:
     """A running `rolloutq` with its output in a file; it ends with the block."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(
+        self, folder: Path, *words: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._log = folder / "rolloutq.log"
         kept = {name: text for name, text in os.environ.items() if not name.startswith("ROLLOUTQ_")}
         with self._log.open("wb") as output:
@@ -49,7 +51,7 @@ class CommandProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=kept | {"PYTHONPATH": str(ROOT)},
+                env=kept | {"PYTHONPATH": str(ROOT), **(environment or {})},
                 cwd=folder,
             )
         self._seen: set[psutil.Process] = set()

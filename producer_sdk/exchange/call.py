@@ -53,11 +53,12 @@ class Call:
         )
         return of_error(error, self.shape, self.request_id)
 
-    def failed(self, error: RolloutError) -> Response:
-        """What to say of an error that stands for the answer."""
+    def failed(self, error: RolloutError, *, again: bool | None = None) -> Response:
+        """What to say of an error that stands for the answer; `again` as in `of_error`."""
         if isinstance(error, NoLiveWorker):
             self.give_up()
-        again = True if self._lasting or self._job is None else None
+        if self._lasting or self._job is None:
+            again = True
         return of_error(error, self.shape, self.request_id, again=again)
 
 

@@ -5,6 +5,7 @@ import hmac
 import math
 import secrets
 from collections.abc import Callable, Mapping
+
 import msgspec
 
 from producer_sdk.client import JobOptions
