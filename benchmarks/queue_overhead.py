@@ -67,7 +67,7 @@ async def echo_worker(url: str, pool: str, slots: int) -> None:
     taker = Broker(Link(url, name="echo:taker"), pool)
     await writer.prepare()
     keeper = LeaseKeeper(url, pool, "echo", lease_s=LEASE_S, crash_limit=3)
-    settler = Settler(writer, fail_limit=5, backoff_s=1)
+    settler = Settler(writer, fail_limit=5, backoff_s=1, lease_s=15)
     consumer = Consumer(
         taker,
         "echo",

@@ -9,6 +9,7 @@ from producer_sdk.future import Future, Pending
 from producer_sdk.group import Group
 from producer_sdk.official import anthropic_client, openai_client
 from producer_sdk.results import Results
+from producer_sdk.stream import Stream
 from protocols.control import Ack, Issued
 from protocols.errors import (
     Aborted,
@@ -88,6 +89,7 @@ __all__ = [
     "ServerUnavailable",
     "StalenessExceeded",
     "Status",
+    "Stream",
     "TokenIds",
     "UnknownProtocol",
     "UnsupportedOption",

@@ -1,5 +1,6 @@
 """The client: one object, sync and async, cheap to pickle."""
 
+import concurrent.futures
 import importlib
 import itertools
 import os
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
+from msgspec.structs import replace
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -20,6 +22,7 @@ from producer_sdk.future import Future, Pending, converted
 from producer_sdk.group import Group
 from producer_sdk.progress import Progress
 from producer_sdk.results import Results
+from producer_sdk.stream import Source, Stream
 from protocols import codec
 from protocols.control import words
 from protocols.errors import ConfigError, InvalidRequest
@@ -163,6 +166,40 @@ class Client:
         job = self._job(body, protocol, options)
         return Future(self._started().submit(job), job.id, self._cancel_one)
 
+    def stream(
+        self,
+        body: Mapping[str, Any] | bytes,
+        *,
+        protocol: str = DEFAULT_PROTOCOL,
+        **options: Unpack[JobOptions],
+    ) -> Stream:
+        """Enqueue a request body as `submit` does, and follow its answer while it is generated.
+
+        Nobody needs to read it: the job goes on by itself, and another process may follow it too.
+        """
+        job = replace(self._job(body, protocol, options), stream=True)
+        courier = self._started()
+        return self._stream(courier, courier.submit(job), job.id, _known(protocol))
+
+    def follow(self, job_id: str) -> Stream:
+        """The answer of a job submitted by this or any other process, from its start.
+
+        Of a job that is not streamed, tokens come with its checkpoints and frames when it has ended.
+        """
+        inner = self._get(job_id)
+        protocol = self._started().ask(lambda broker: broker.protocol(job_id))
+        return self._stream(self._started(), inner, job_id, protocol)
+
+    def _stream(
+        self,
+        courier: Courier,
+        inner: "concurrent.futures.Future[Reply]",
+        job_id: str,
+        protocol: "concurrent.futures.Future[str | None]",
+    ) -> Stream:
+        reply = Future(inner, job_id, self._cancel_one)
+        return Stream(Source(courier, reply, inner, Pending(protocol, f"protocol of job {job_id}")))
+
     def sample(
         self,
         prompt: Prompt,
@@ -213,9 +250,12 @@ class Client:
 
     def get(self, job_id: str) -> Future[Reply]:
         """The reply of a job submitted by this or any other process; JobNotFound where there is none."""
+        return Future(self._get(job_id), job_id, self._cancel_one)
+
+    def _get(self, job_id: str) -> "concurrent.futures.Future[Reply]":
         if not codec.JOB_ID.fullmatch(job_id):
             raise InvalidRequest(f"`job_id` {job_id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -")
-        return Future(self._started().get(job_id), job_id, self._cancel_one)
+        return self._started().get(job_id)
 
     def attach(self, run: str) -> Results[Reply]:
         """The replies of all jobs of a run, for a trainer that was restarted."""
@@ -330,6 +370,12 @@ def _settings(**given: Any) -> Settings:  # noqa: ANN401 - judged here
         raise ConfigError(
             f"{where}: {told}; by argument or ROLLOUTQ_{str(where).upper()}", param=str(where)
         ) from None
+
+
+def _known(protocol: str) -> "concurrent.futures.Future[str | None]":
+    known: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+    known.set_result(protocol)
+    return known
 
 
 def _checked_lane(lane: Lane) -> Lane:

@@ -18,7 +18,10 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from producer_sdk.fleet import SEEN_MS, no_live_worker
+from producer_sdk.following import Batch, Feed, Followers
 from protocols.cancellation import cancel
 from protocols.errors import (
     Cancelled,
@@ -39,6 +42,8 @@ INBOX_MOST = 1000
 READ_MOST = 64
 WATCH_S = 2.5
 REREAD_MOST = 1000
+FOLLOW_S = 0.25
+"""How often jobs of other clients that are followed here are looked at."""
 CLOSE_S = 10.0
 GOODBYE_S = 1.0
 REFUSED_PAUSE_S = 2.0
@@ -104,6 +109,8 @@ class Courier:
         self._broker: Broker
         self._enqueue: Coalescer[Job, JobStatus | RolloutError]
         self._read: Coalescer[str, Reply | JobStatus | None]
+        self._followers: Followers
+        self._pulls: set[Batch] = set()
         self._thread = threading.Thread(target=self._run, name="rolloutq-client", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -117,6 +124,22 @@ class Courier:
     def get(self, job_id: str) -> ReplyFuture:
         """The reply of a job that this or another process submitted."""
         return self._arrive(job_id)
+
+    def pull(self, feed: Feed, *, again: bool = False) -> Batch:
+        """The next entries of a job's progress stream, or the first `again`; none once it has ended without more."""
+        batch: Batch = concurrent.futures.Future()
+        self._pulls.add(batch)
+        batch.add_done_callback(self._pulls.discard)
+        try:
+            self._loop.call_soon_threadsafe(self._pull, feed, batch, again)
+        except RuntimeError:  # the client is closed
+            batch.set_result([])
+        return batch
+
+    def leave(self, feed: Feed) -> None:
+        """Nobody reads this feed any more."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the feed with it
+            self._loop.call_soon_threadsafe(self._followers.leave, feed)
 
     def ask(
         self, question: Callable[[Broker], Awaitable[Value]]
@@ -134,6 +157,8 @@ class Courier:
             self._closing = True
             self._loop.call_soon_threadsafe(self._stopped.set)
             self._thread.join(CLOSE_S)
+            for batch in list(self._pulls):  # what came too late for the thread
+                batch.set_result([])
 
     def _arrive(self, wanted: Job | str) -> ReplyFuture:
         future: ReplyFuture = concurrent.futures.Future()
@@ -162,16 +187,19 @@ class Courier:
             size=lambda job: len(job.body),
         )
         self._read = Coalescer(self._broker.replies, size=lambda _: 0, most=READ_MOST)
+        self._followers = Followers(self._broker, self._hears_of)
         self._started.set()
         tasks = [
             asyncio.create_task(self._collecting(Broker(waiting, self._pool))),
             asyncio.create_task(self._watching()),
+            asyncio.create_task(self._following()),
         ]
         await self._stopped.wait()
         self._take_in()
         await self._enqueue.close()
         await cancel(*tasks)
         self._fail_all(RolloutError("the client was closed; client.get(job_id) asks again"))
+        self._followers.close()
         with contextlib.suppress(QueueError, TimeoutError):  # it only saves memory
             async with asyncio.timeout(GOODBYE_S):
                 await self._tell_collected()
@@ -203,6 +231,7 @@ class Courier:
                 self._expect(job.id, future).job = job
                 if answer.terminal or ended:
                     self._look(job.id)
+                self._followers.woken(job.id)
 
         self._sending.setdefault(job.id, False)
         self._enqueue.put(job, told)
@@ -269,25 +298,43 @@ class Courier:
         log.warning("the server has lost job %s; submitting it again", job_id)
         del self._outstanding[job_id]
         assert entry.job is not None
+        job = replace(entry.job, cuts=self._followers.lost(job_id))
         for waiter in entry.waiters:
-            self._send(entry.job, waiter, accepted_before=True)
+            self._send(job, waiter, accepted_before=True)
+
+    def _pull(self, feed: Feed, batch: Batch, again: bool) -> None:
+        if again:
+            self._followers.rewind(feed)
+        self._followers.pull(feed, batch)
+
+    def _hears_of(self, job_id: str) -> bool:
+        """Whether the inbox tells of this job."""
+        entry = self._outstanding.get(job_id)
+        return job_id in self._sending or (entry is not None and entry.job is not None)
+
+    async def _following(self) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            self._followers.tick()
 
     async def _collecting(self, broker: Broker) -> None:
         while True:
             opened = broker.link.opened
             try:
-                finished = await broker.finished(self.inbox, most=INBOX_MOST, block_s=INBOX_BLOCK_S)
+                finished = await broker.news(self.inbox, most=INBOX_MOST, block_s=INBOX_BLOCK_S)
             except ServerUnavailable as error:
                 self._fail_all(error)
                 await asyncio.sleep(REFUSED_PAUSE_S)  # a refusal comes at once, and again
                 continue
             for job_id in finished:
+                self._followers.woken(job_id.removeprefix("+"))
                 if job_id in self._outstanding:
                     self._look(job_id)
                 elif job_id in self._sending:  # it has overtaken the answer to its submission
                     self._sending[job_id] = True
             if broker.link.opened != opened:
                 self._look_again(len(self._outstanding))
+                self._followers.look_again(0.0, REREAD_MOST)
 
     async def _watching(self) -> None:
         """Read outstanding replies again, and notice a dead fleet."""
@@ -299,6 +346,7 @@ class Courier:
                     self._alone_since = None
                     continue
                 self._look_again(REREAD_MOST)
+                self._followers.look_again(WATCH_S, REREAD_MOST)
                 await self._notice_dead_fleet()
             except QueueError:
                 log.warning("no answer from the server while jobs are outstanding")

@@ -39,6 +39,11 @@ class Job(msgspec.Struct, frozen=True):
     """Most policy versions that the oldest of its tokens may fall behind the wanted one."""
     reply_ttl_ms: int = DEFAULT_REPLY_TTL_MS
     """How long the reply is kept after the end."""
+    stream: bool = False
+    """Whether its segments are written, with their frames, as soon as they are generated."""
+    cuts: str | None = None
+    """`<sample>:<tokens>`, separated by spaces: where a segment shall end, since a reader was shown so much of the job
+    before the server lost it."""
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -58,6 +63,8 @@ class Segment(msgspec.Struct, frozen=True):
     """Stamped by the engine that held these weights when it drew the tokens."""
     finish_reason: FinishReason | None = None
     """Set on the sample's last segment."""
+    frames: bytes = b""
+    """Of a job that is streamed, what these tokens add to its frames; the first of all with what comes before tokens."""
 
 
 class JobStatus(StrEnum):

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from protocols.cancellation import cancel
@@ -19,6 +20,7 @@ from protocols.queue.broker import FROM_NOW, Broker
 from protocols.queue.control import NONE, hear, newest
 from protocols.queue.link import Link, Listener
 from protocols.queue.rows import Hold, Renewal
+from worker.checkpoint import Checkpoint
 from worker.pipeline import Attempt
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ TICK_S = 0.2
 SUBSCRIBE_S = 5.0
 TOLD_CHARS = 64
 RENEW_MOST = 128
+RENEW_BYTES = 4 * 1024 * 1024
+"""Of one call, beside its last job's checkpoint."""
 JOIN_S = 5.0
 LAST_WORDS_S = 2.0
 
@@ -96,8 +100,13 @@ class LeaseKeeper:
         self._checkpoint_tokens, self._checkpoint_s = checkpoint_tokens, checkpoint_s
         self._lease_s, self._crash_limit = lease_s, crash_limit
         self._held: set[Attempt] = set()
-        self._renewed_s = 0.0
-        self._rung: asyncio.Event
+        self._renewed_s = self._looked_s = 0.0
+        self._woken: asyncio.Event
+        self._rung = False
+        """Whether the bell has named this worker."""
+        self._grown: set[Attempt] = set()
+        """Of jobs that are streamed, those with new tokens."""
+        self._loop: asyncio.AbstractEventLoop
         self._beat: asyncio.Event
         self._subscribed: asyncio.Event
         self._seen = FROM_NOW
@@ -138,8 +147,17 @@ class LeaseKeeper:
             self._thread.join(JOIN_S)
 
     def hold(self, attempt: Attempt) -> None:
-        """Renew this attempt's lease from now on."""
+        """Renew this attempt's lease from now on, at once whenever it says that it grew."""
+        attempt.grew = partial(self._wake_for, attempt)
         self._held.add(attempt)
+
+    def _wake_for(self, attempt: Attempt) -> None:
+        if attempt in self._grown:
+            return
+        self._grown.add(attempt)
+        if len(self._grown) == 1:  # else the thread has been woken for another, and looks for all
+            with contextlib.suppress(RuntimeError):  # it has ended by itself, and its loop with it
+                self._loop.call_soon_threadsafe(self._woken.set)
 
     def drop(self, attempt: Attempt) -> None:
         """Renew it no longer."""
@@ -153,8 +171,9 @@ class LeaseKeeper:
 
     async def _keep(self) -> None:
         stopped = asyncio.Event()
-        self._rung, self._beat, self._subscribed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
+        self._woken, self._beat = asyncio.Event(), asyncio.Event()
+        self._subscribed = asyncio.Event()
+        loop = self._loop = asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(stopped.set)
         link = Link(self._url, name=f"{self._worker}:keeper", outage_s=24 * 3600.0)
         broker, contact = Broker(link, self._pool), Contact(self._lease_s)
@@ -179,41 +198,58 @@ class LeaseKeeper:
         while True:
             try:
                 async with asyncio.timeout(tick_s):
-                    await self._rung.wait()
+                    await self._woken.wait()
             except TimeoutError:
                 pass
-            everything = self._rung.is_set() or self._renewal_due
-            self._rung.clear()
-            attempts = [a for a in list(self._held) if everything or self._due(a)]
-            if everything:
-                self._renewed_s = time.monotonic()
-            for start in range(0, len(attempts), RENEW_MOST):
-                await self._renew(broker, attempts[start : start + RENEW_MOST])
+            self._woken.clear()
+            attempts = self._attempts_due(tick_s)
+            while attempts:
+                attempts = await self._renew(broker, attempts)
+
+    def _attempts_due(self, tick_s: float) -> list[Attempt]:
+        """Whose lease is renewed now: of streams with new tokens; every tick those with a checkpoint due, or all."""
+        grown: set[Attempt] = set()
+        while self._grown:  # until it is empty: what comes after that wakes the thread again
+            grown.add(self._grown.pop())
+        now = time.monotonic()
+        if self._rung or now - self._renewed_s >= self._lease_s / 3:
+            self._rung, self._renewed_s = False, now
+            return list(self._held)
+        if now - self._looked_s >= tick_s:
+            self._looked_s = now
+            return [attempt for attempt in list(self._held) if self._due(attempt)]
+        return [attempt for attempt in grown & self._held if self._due(attempt)]
 
     def _due(self, attempt: Attempt) -> bool:
         return attempt.checkpoint.due(self._checkpoint_tokens, self._checkpoint_s)
 
-    @property
-    def _renewal_due(self) -> bool:
-        return time.monotonic() - self._renewed_s >= self._lease_s / 3
-
-    async def _renew(self, broker: Broker, attempts: list[Attempt]) -> None:
-        checkpoints = [attempt.checkpoint for attempt in attempts]
-        segments = [checkpoint.segments() for checkpoint in checkpoints]
-        holds = [
-            Hold(attempt.lease.job_id, attempt.lease.fence, new)
-            for attempt, new in zip(attempts, segments, strict=True)
-        ]
+    async def _renew(self, broker: Broker, attempts: list[Attempt]) -> list[Attempt]:
+        """Renew as many as one call should carry; returns the others."""
+        holds: list[Hold] = []
+        checkpoints: list[Checkpoint] = []
+        total_bytes = 0
+        for attempt in attempts[:RENEW_MOST]:
+            if total_bytes >= RENEW_BYTES:
+                break
+            checkpoint = attempt.checkpoint
+            hold = Hold(attempt.lease.job_id, attempt.lease.fence, checkpoint.segments())
+            total_bytes += hold.bytes
+            holds.append(hold)
+            checkpoints.append(checkpoint)
         answers = await broker.renew(holds, lease_ms=int(self._lease_s * 1000))
-        for attempt, checkpoint, new, answer in zip(
-            attempts, checkpoints, segments, answers, strict=True
+        for attempt, hold, checkpoint, answer in zip(
+            attempts, holds, checkpoints, answers, strict=False
         ):
             if answer == "gap":
                 checkpoint.rewind()
             elif answer == "held":
-                checkpoint.written(new)
+                checkpoint.written(hold.segments)
+                if checkpoint.streamed and self._due(attempt):
+                    self._grown.add(attempt)
+                    self._woken.set()
             elif attempt in self._held:
                 self._obey(attempt, answer)
+        return attempts[len(holds) :]
 
     async def _listening(self, broker: Broker) -> None:
         """Renew at once when the bell names this worker, look when it names all, bring what is published."""
@@ -228,7 +264,8 @@ class LeaseKeeper:
                 elif channel == keys.bell and told in (self._worker, "all"):
                     self._beat.set()
                     if told == self._worker:
-                        self._rung.set()
+                        self._rung = True
+                        self._woken.set()
                 elif not channel:
                     if self._seen != FROM_NOW:
                         self._heard = self._seen

@@ -17,6 +17,7 @@ from protocols.job import JobStatus, Segment
 from protocols.queue.broker import Broker
 from protocols.queue.coalesce import Coalescer
 from protocols.queue.rows import Ending, Failure, Hold, Lease
+from worker.checkpoint import portion
 
 BACKOFF_MOST_S = 60.0
 MOST_DOUBLINGS = 10
@@ -32,6 +33,12 @@ class Completed(msgspec.Struct, frozen=True):
     policy_version: int
     """The newest of its tokens."""
     oldest_version: int
+    segments: tuple[Segment, ...] = ()
+    """Of a job that is streamed, what was generated since the last checkpoint."""
+    frames: bytes = b""
+    """What ends its stream."""
+    tokens: int = 0
+    """Of all samples, in its stream."""
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -70,11 +77,15 @@ Outcome: TypeAlias = Completed | Ended | Retried | HandedBack | Lost
 class Settler:
     """Writes outcomes; those of many jobs travel together."""
 
-    def __init__(self, broker: Broker, *, fail_limit: int, backoff_s: float) -> None:
+    def __init__(
+        self, broker: Broker, *, fail_limit: int, backoff_s: float, lease_s: float
+    ) -> None:
         self._broker = broker
+        self._lease_ms = int(lease_s * 1000)
         self._fail_limit = fail_limit
         self._backoff_s = backoff_s
-        self._finish = Coalescer(broker.finish, size=lambda end: len(end.body) + len(end.state))
+        self._finish = Coalescer(broker.finish, size=lambda end: end.bytes)
+        self._renew = Coalescer(self._renew_batch, size=lambda hold: hold.bytes)
         self._fail = Coalescer(self._fail_batch, size=lambda failure: failure.hold.bytes)
         self._release = Coalescer(broker.release, size=lambda hold: hold.bytes)
 
@@ -82,11 +93,13 @@ class Settler:
         """Write what an attempt's end means to its job."""
         job_id, fence = lease.job_id, lease.fence
         match outcome:
-            case Completed(body, state, newest, oldest):
+            case Completed(body, state, newest, oldest, segments, frames, tokens):
                 done = JobStatus.COMPLETED
-                kept = await self._finish.answer(
-                    Ending(job_id, fence, done, 200, body, state, "", newest, oldest)
+                last = await self._all_but_last(lease, segments)
+                ending = Ending(
+                    job_id, fence, done, 200, body, state, "", newest, oldest, last, frames, tokens
                 )
+                kept = await self._finish.answer(ending)
             case Ended(status, error, body, state):
                 kept = await self._finish.answer(
                     Ending(job_id, fence, status, error.http_status, body, state, error.code)
@@ -105,6 +118,16 @@ class Settler:
         if not kept:
             log.warning("job %s: the lease of attempt %s was lost", job_id, fence)
 
+    async def _all_but_last(self, lease: Lease, segments: Sequence[Segment]) -> Sequence[Segment]:
+        """Write what is more than the end should carry, in portions; returns the last one."""
+        while len(first := portion(segments)) < len(segments):
+            await self._renew.answer(Hold(lease.job_id, lease.fence, first))
+            segments = segments[len(first) :]
+        return segments
+
+    async def _renew_batch(self, holds: Sequence[Hold]) -> Sequence[str]:
+        return await self._broker.renew(holds, lease_ms=self._lease_ms)
+
     def _longest_s(self, attempt: int) -> float:
         """The bound of the next wait: hand-backs count as attempts too, so it must not double for ever."""
         doubled = self._backoff_s * 2 ** min(attempt - 1, MOST_DOUBLINGS)
@@ -115,5 +138,5 @@ class Settler:
 
     async def close(self) -> None:
         """Wait until everything is written."""
-        for coalescer in (self._finish, self._fail, self._release):
+        for coalescer in (self._renew, self._finish, self._fail, self._release):
             await coalescer.close()

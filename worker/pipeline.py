@@ -7,13 +7,15 @@ path: whatever a step raises becomes an outcome. Cancellation passes through.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, assert_never
 
 from msgspec.structs import replace
 
 from protocols import codec
 from protocols.dialects import dialect_of, error_body
-from protocols.dialects.base import Answer, Dialect, Normal
+from protocols.dialects.base import Answer, Dialect, Normal, Streamed
 from protocols.errors import (
     Aborted,
     Cancelled,
@@ -26,8 +28,9 @@ from protocols.errors import (
 from protocols.job import ROLLOUT_STATUS, JobStatus
 from protocols.queue.rows import Lease, job_of, protocol_of
 from protocols.rollout_state import RolloutState
-from worker.checkpoint import Checkpoint
+from worker.checkpoint import Checkpoint, StreamedCheckpoint
 from worker.engines.base import Call, Engine, Generation
+from worker.framer import Framer, View
 from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
 from worker.render import check, render
@@ -51,6 +54,8 @@ class Attempt:
         self.prompt: RolloutState | None = None
         self.samples: list[Sample] = []
         self.checkpoint = Checkpoint(self.samples)
+        self.grew: Callable[[], object] = lambda: None
+        """Called after each segment of a job that is streamed."""
         self._generation: Generation | None = None
         self._stopped = False
         self._going, self._resting = asyncio.Event(), asyncio.Event()
@@ -104,12 +109,23 @@ class Attempt:
         pace_s = (time.monotonic() - self._begun_s) / fresh
         return (self._limit_tokens - drawn) * pace_s <= seconds
 
-    async def draw(self, engine: Engine, call: Call) -> list[Sample]:
-        """Generate what earlier attempts did not; raises Interrupted where an order came first."""
+    async def draw(
+        self, engine: Engine, call: Call, framer: Framer | None = None, cuts: str | None = None
+    ) -> list[Sample]:
+        """Generate what earlier attempts did not; raises Interrupted where an order came first.
+
+        With a framer, checkpoints carry frames, cut also where `cuts` (of the job) says.
+        """
         samples = [Sample(call.params, engine.tokenizer) for _ in range(call.params.n)]
         for segment in self.lease.kept:
             samples[segment.index].add(segment)
-        self.samples, self.checkpoint = samples, Checkpoint(samples)
+        checkpoint = Checkpoint(samples)
+        if framer is not None:
+            wanted = [mark.split(":") for mark in (cuts or "").split()]
+            checkpoint = StreamedCheckpoint(
+                samples, framer, self.lease.kept, [(int(i), int(n)) for i, n in wanted]
+            )
+        self.samples, self.checkpoint = samples, checkpoint
         self._begun_s, self._limit_tokens = time.monotonic(), call.params.max_tokens or 0
         while await self._may_draw():
             kept = tuple(sample.ids[:] for sample in samples)
@@ -135,6 +151,8 @@ class Attempt:
             async for segment in generation:
                 if self.samples[segment.index].add(segment):
                     generation.stop(segment.index)
+                if self.checkpoint.streamed:
+                    self.grew()
         finally:
             self._generation = None
             self._resting.set()
@@ -172,14 +190,39 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str) -> Outco
     check(normal, engine, pool)
     prompt, call = await render(normal, job, engine)
     attempt.prompt = prompt
-    samples = await attempt.draw(engine, call)
+    streamed = job.stream or normal.stream
+    framer = _framer(attempt.lease, dialect, normal, prompt, engine) if streamed else None
+    samples = await attempt.draw(engine, call, framer, job.cuts)
     states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
-    return _answer(attempt.lease, dialect, normal, states, engine)
+    return _answer(attempt, dialect, normal, states, engine)
+
+
+def _framer(
+    lease: Lease, dialect: Dialect, normal: Normal, prompt: RolloutState, engine: Engine
+) -> Framer:
+    samples = prompt.sample_params.n
+    streamed = Streamed(
+        job_id=lease.job_id,
+        model=normal.model or engine.model,
+        created_s=lease.queued_ms
+        // 1000,  # not the attempt's: another goes on with the same frames
+        states=tuple(replace(prompt, index=index) for index in range(samples)),
+        usage=normal.stream_usage,
+        ignored=normal.ignored,
+        token_bytes=engine.tokenizer.token_bytes,
+    )
+    view = partial(View, prompt.sample_params, engine.tokenizer)
+    return Framer(partial(dialect.stream, streamed), view, samples=samples)
 
 
 def _answer(
-    lease: Lease, dialect: Dialect, normal: Normal, states: tuple[RolloutState, ...], engine: Engine
+    attempt: Attempt,
+    dialect: Dialect,
+    normal: Normal,
+    states: tuple[RolloutState, ...],
+    engine: Engine,
 ) -> Completed:
+    lease, checkpoint = attempt.lease, attempt.checkpoint
     answer = Answer(
         job_id=lease.job_id,
         model=normal.model or engine.model,
@@ -191,11 +234,17 @@ def _answer(
         token_bytes=engine.tokenizer.token_bytes,
     )
     versions = [version for state in states for version, _ in state.policy_versions]
+    segments, frames = (
+        checkpoint.rest(answer) if isinstance(checkpoint, StreamedCheckpoint) else ((), b"")
+    )
     return Completed(
         body=dialect.respond(answer),
         state=codec.pack_states(states),
         policy_version=max(versions),
         oldest_version=min(versions),
+        segments=tuple(segments),
+        frames=frames,
+        tokens=sum(len(state.response_ids) for state in states),
     )
 
 

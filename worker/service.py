@@ -55,7 +55,12 @@ class Service:
         blocking = Link(config.url, name=f"{config.worker_id}:taker", outage_s=OUTAGE_S)
         writing = Link(config.url, name=f"{config.worker_id}:writer", outage_s=OUTAGE_S)
         broker = Broker(writing, config.pool)
-        settler = Settler(broker, fail_limit=config.fail_limit, backoff_s=config.backoff_s)
+        settler = Settler(
+            broker,
+            fail_limit=config.fail_limit,
+            backoff_s=config.backoff_s,
+            lease_s=config.lease_s,
+        )
         keeper = LeaseKeeper(
             config.url,
             config.pool,

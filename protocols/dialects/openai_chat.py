@@ -7,10 +7,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from protocols.codec import encode_json, parse_json
-from protocols.dialects.base import Answer, Name, Normal, Options
+from protocols.dialects.base import Answer, Name, Normal, Options, Streamed
 from protocols.dialects.field import Verdicts, chosen, ignored, refused
+from protocols.dialects.openai_chat_stream import ChatStream, replay
 from protocols.dialects.openai_error import error_body
 from protocols.dialects.openai_message import Turns, messages_of
+from protocols.dialects.openai_stream import error_frame
 from protocols.dialects.result import (
     Result,
     SampleResult,
@@ -202,6 +204,18 @@ class OpenAIChat:
     def error(self, error: RolloutError, job_id: str) -> bytes:
         """OpenAI's error body."""
         return error_body(error)
+
+    def stream(self, streamed: Streamed) -> ChatStream:
+        """The frames of a job that begins."""
+        return ChatStream(streamed, self.respond)
+
+    def replay(self, body: bytes) -> bytes:
+        """The frames of a whole response."""
+        return replay(body)
+
+    def error_frame(self, body: bytes) -> bytes:
+        """The event that ends a stream which cannot go on."""
+        return error_frame(body)
 
 
 def usage_of(answer: Answer) -> Usage:

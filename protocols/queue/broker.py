@@ -29,6 +29,7 @@ from protocols.queue.rows import (
     Beaten,
     DeadLetter,
     Ending,
+    Entry,
     Failure,
     Hold,
     Renewal,
@@ -36,6 +37,8 @@ from protocols.queue.rows import (
     Swept,
     Taken,
     body_hash,
+    ending_args,
+    entry_of,
     fields_of,
     hold_args,
     lease_of,
@@ -205,12 +208,32 @@ class Broker:
         if marks:
             await self.step("collect", *marks)
 
-    async def finished(self, inbox: str, *, most: int, block_s: float) -> list[str]:
-        """Ids of finished jobs, as soon as there are any; holds the link for as long as `block_s`."""
+    async def news(self, inbox: str, *, most: int, block_s: float) -> list[str]:
+        """Ids of finished jobs, and with a `+` before them of jobs with new frames, as soon as there are any.
+
+        Holds the link for as long as `block_s`.
+        """
         found = await self.link.call(
             "BLMPOP", block_s, 1, self.keys.inbox(inbox), "LEFT", "COUNT", most, block_s=block_s
         )
         return [raw.decode() for raw in found[1]] if found else []
+
+    async def progress(self, places: Sequence[tuple[str, str]], *, most: int) -> list[list[Entry]]:
+        """For each job id and entry id, up to `most` entries of its progress stream after that one; `0` is before all."""
+        commands: list[Command] = [
+            ("XRANGE", self.keys.progress(job_id), f"({after}", "+", "COUNT", most)
+            for job_id, after in places
+        ]
+        answers = await self.link.calls(commands)
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise refusal(answer, self.link.address)
+        return [[entry_of(raw) for raw in rows] for rows in answers]
+
+    async def protocol(self, job_id: str) -> str | None:
+        """The dialect of a job; None where the job is unknown."""
+        (name,) = await self.link.call("HMGET", self.keys.reply(job_id), "protocol")
+        return None if name is None else name.decode()
 
     async def run_ids(self, run: str) -> list[str]:
         """A run's job ids in the order of their acceptance."""
@@ -248,21 +271,7 @@ class Broker:
         A completed job whose deadline has passed, or which is too stale by now, gets an `expired` reply
         with its state instead.
         """
-        args: list[Argument] = []
-        for end in endings:
-            newest = "" if end.policy_version is None else end.policy_version
-            oldest = "" if end.oldest_version is None else end.oldest_version
-            args += (
-                end.job_id,
-                end.fence,
-                end.status.value,
-                end.code,
-                end.error,
-                end.body,
-                end.state,
-                newest,
-                oldest,
-            )
+        args = [arg for end in endings for arg in ending_args(end)]
         return [answer == 1 for answer in await self.step("finish", *args)]
 
     async def fail(self, failures: Sequence[Failure], *, limit: int) -> list[Retrial]:

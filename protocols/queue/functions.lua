@@ -12,7 +12,7 @@
 --   kept:<sample> checkpoints                       tokens of each sample in the progress stream; how often it grew
 --   events                                          what happened to earlier attempts: `<ms> <what> <whom>;` ...
 
-local VERSION = 3
+local VERSION = 4
 local GROUP, BELL = 'workers', 'bell'
 local LANES = { 'resume', 'high', 'normal', 'low' }
 local ROOMS = { 'delayed', 'parked', 'alone' } -- where a queued job waits whose entry was read
@@ -28,7 +28,8 @@ local PROGRESS_TTL_MS = 600 * 1000
 local CLAIM_MS = 30 * 1000
 local RATE_WINDOW_MS = 5000
 local FULL_LEAST_MS, FULL_MOST_MS = 100, 30000
-local SEGMENT = 9 -- values of one segment in a call
+local SEGMENT = 10 -- values of one segment in a call
+local ENDING = 12 -- values of one end in a call, before its segments
 local BACKLOG_JOBS = 100000
 local TAKE_BYTES = 4 * 1024 * 1024
 local FIELDS_MOST = 64
@@ -99,7 +100,7 @@ local function settle(P, gone)
 end
 
 local HELD = { 'status', 'fence', 'lane', 'entry', 'inbox', 'run', 'reply_ttl_ms', 'deadline_ms', 'protocol', 'attempts', 'worker', 'sha',
-  'checkpoints', 'started_ms', 'events', 'oldest_version', 'max_staleness', 'cancel', 'alone' }
+  'checkpoints', 'started_ms', 'events', 'oldest_version', 'max_staleness', 'cancel', 'alone', 'queued_ms' }
 
 local function held_of(P, id)
   local values, held = redis.call('HMGET', P .. ':reply:' .. id, unpack(HELD)), {}
@@ -107,8 +108,9 @@ local function held_of(P, id)
   return held
 end
 
--- The one place where a job ends. `result` is a flat list of the reply's fields.
-local function conclude(P, gone, id, held, now, result)
+-- The one place where a job ends. `result` is a flat list of the reply's fields, `last` one of what else ends its
+-- stream.
+local function conclude(P, gone, id, held, now, result, last)
   local key = P .. ':reply:' .. id
   local ttl = tonumber(held.reply_ttl_ms) or REPLY_TTL_MS
   redis.call('HSET', key, 'finished_ms', now, unpack(result))
@@ -119,7 +121,7 @@ local function conclude(P, gone, id, held, now, result)
   if held.inbox then gather(gone.inboxes, held.inbox, id) end
   if held.run then gone.runs[held.run] = math.max(RUN_TTL_MS, ttl, gone.runs[held.run] or 0) end
   if held.checkpoints then
-    redis.call('XADD', P .. ':progress:' .. id, '*', 'end', result[2])
+    redis.call('XADD', P .. ':progress:' .. id, '*', 'end', result[2], unpack(last or {}))
     redis.call('PEXPIRE', P .. ':progress:' .. id, math.min(PROGRESS_TTL_MS, ttl)) -- a new job of the id begins without
   end
 end
@@ -380,7 +382,7 @@ end
 
 local function row_of(P, id, held, fence, now, flat)
   local kept = held.checkpoints and redis.call('XRANGE', P .. ':progress:' .. id, '-', '+') or {}
-  return { held.entry, id, fence, held.lane, left_ms(held, now), flat, kept }
+  return { held.entry, id, fence, held.lane, left_ms(held, now), flat, kept, held.queued_ms or now }
 end
 
 -- Why a job shall not go on, if there is a reason: the code of its error.
@@ -486,9 +488,10 @@ local function take(keys, args)
 end
 
 -- Append segments to a job's checkpoint, leaving out what it has already. A gap (the server lost some: it failed over to
--- an older copy) keeps nothing of that sample. -> whether there was no gap
-local function keep(P, id, args, from, count)
-  local key, whole, grown = P .. ':reply:' .. id, true, false
+-- an older copy) keeps nothing of that sample. Frames are not cut: a segment that has some comes as it came before, or
+-- counts as a gap. Whoever follows the job is told of frames. -> whether there was no gap
+local function keep(P, gone, id, inbox, args, from, count)
+  local key, whole, grown, framed = P .. ':reply:' .. id, true, false, false
   for at = from, from + (count - 1) * SEGMENT, SEGMENT do
     local index, start, tokens, version = args[at], tonumber(args[at + 1]), tonumber(args[at + 2]), args[at + 3]
     local kept = tonumber(redis.call('HGET', key, 'kept:' .. index)) or 0
@@ -496,49 +499,58 @@ local function keep(P, id, args, from, count)
       whole = false
     elseif start + tokens > kept then
       local skip, wide = kept - start, #args[at + 6] / tokens
-      redis.call('XADD', P .. ':progress:' .. id, '*', 'i', index, 's', kept, 'v', version,
-        't', string.sub(args[at + 4], skip * 4 + 1), 'p', string.sub(args[at + 5], skip * 4 + 1),
-        'ti', string.sub(args[at + 6], skip * wide + 1), 'tp', string.sub(args[at + 7], skip * wide + 1), 'f', args[at + 8])
-      redis.call('HSET', key, 'kept:' .. index, start + tokens)
-      local oldest = tonumber(redis.call('HGET', key, 'oldest_version'))
-      if not oldest or tonumber(version) < oldest then redis.call('HSET', key, 'oldest_version', version) end
-      grown = true
+      local frames = args[at + 9]
+      if frames ~= '' and skip > 0 then
+        whole = false
+      else
+        redis.call('XADD', P .. ':progress:' .. id, '*', 'i', index, 's', kept, 'v', version,
+          't', string.sub(args[at + 4], skip * 4 + 1), 'p', string.sub(args[at + 5], skip * 4 + 1),
+          'ti', string.sub(args[at + 6], skip * wide + 1), 'tp', string.sub(args[at + 7], skip * wide + 1), 'f', args[at + 8],
+          unpack(frames ~= '' and { 'sse', frames } or {}))
+        redis.call('HSET', key, 'kept:' .. index, start + tokens)
+        local oldest = tonumber(redis.call('HGET', key, 'oldest_version'))
+        if not oldest or tonumber(version) < oldest then redis.call('HSET', key, 'oldest_version', version) end
+        grown, framed = true, framed or frames ~= ''
+      end
     end
   end
   if grown then
     redis.call('HINCRBY', key, 'checkpoints', 1)
     redis.call('HDEL', key, 'crashes', 'alone') -- a job that gets on is no poison
   end
+  if framed and inbox then gather(gone.inboxes, inbox, '+' .. id) end
   return whole
 end
 
--- args: lease_ms, (id, fence, number of segments, (index, start, tokens, version, ids, logprobs, top ids, top logprobs, finish)...)...
+-- args: lease_ms, (id, fence, number of segments,
+--   (index, start, tokens, version, ids, logprobs, top ids, top logprobs, finish, frames)...)...
 -- -> for each `held`, `lost`, `cancel`, `expire`, `stale`, or `gap`: held, but send the segments from their beginning
 local function renew(keys, args)
-  local P, now, out, i = keys[1], now_ms(), {}, 2
+  local P, now, out, gone, i = keys[1], now_ms(), {}, ends(), 2
   while i <= #args do
     local id, count = args[i], tonumber(args[i + 2])
-    local held = redis.call('HMGET', P .. ':reply:' .. id, 'status', 'fence', 'cancel', 'deadline_ms', 'max_staleness')
+    local held = redis.call('HMGET', P .. ':reply:' .. id, 'status', 'fence', 'cancel', 'deadline_ms', 'max_staleness', 'inbox')
     if held[1] ~= 'running' or held[2] ~= args[i + 1] then
       out[#out + 1] = 'lost'
     else
       redis.call('ZADD', P .. ':leases', now + tonumber(args[1]), id)
-      local whole = keep(P, id, args, i + 3, count)
+      local whole = keep(P, gone, id, held[6], args, i + 3, count)
       local oldest = held[5] and redis.call('HGET', P .. ':reply:' .. id, 'oldest_version')
       local code = late(P, { deadline_ms = held[4], max_staleness = held[5], oldest_version = oldest }, now)
       out[#out + 1] = held[3] and 'cancel' or (code and LATE[code][1]) or (whole and 'held' or 'gap')
     end
     i = i + 3 + count * SEGMENT
   end
+  settle(P, gone)
   return out
 end
 
--- args: (id, fence, status, code, error, body, state, newest, oldest policy version of its tokens)...
--- -> 1 accepted, also if repeated; 0 the lease was lost
--- An answer that is too late is none: its reply is `expired` and keeps the state.
+-- args: (id, fence, status, code, error, body, state, newest, oldest policy version of its tokens, last frames,
+--   tokens of its stream, number of segments, segments as in renew)... -> 1 accepted, also if repeated; 0 the lease was lost
+-- An answer that is too late is none: its reply is `expired` and keeps the state; the stream gets no last frames.
 local function finish(keys, args)
-  local P, now, out, gone = keys[1], now_ms(), {}, ends()
-  for i = 1, #args, 9 do
+  local P, now, out, gone, i = keys[1], now_ms(), {}, ends(), 1
+  while i <= #args do
     local id, held = args[i], held_of(P, args[i])
     local mine = held.fence == args[i + 1]
     if mine and held.status == 'running' then
@@ -549,9 +561,14 @@ local function finish(keys, args)
       if args[i + 4] ~= '' then result[#result + 1] = 'error'; result[#result + 1] = args[i + 4] end
       if args[i + 6] ~= '' then result[#result + 1] = 'state'; result[#result + 1] = args[i + 6] end
       if args[i + 7] ~= '' then result[#result + 1] = 'policy_version'; result[#result + 1] = args[i + 7] end
-      conclude(P, gone, id, held, now, result)
+      local count = tonumber(args[i + 11])
+      local last = not code and args[i + 9] ~= '' and { 'sse', args[i + 9], 'n', args[i + 10] }
+      if count > 0 then keep(P, gone, id, nil, args, i + ENDING, count) end
+      held.checkpoints = held.checkpoints or count > 0 or last
+      conclude(P, gone, id, held, now, result, last)
     end
     out[#out + 1] = mine and held.status ~= 'queued' and 1 or 0
+    i = i + ENDING + tonumber(args[i + 11]) * SEGMENT
   end
   settle(P, gone)
   if #gone.leases > 0 then redis.call('HINCRBY', P, 'ends', #gone.leases) end
@@ -579,7 +596,7 @@ local function fail(keys, args)
       conclude_error(P, gone, id, held, now, 'failed', 'engine_failed', 'job ' .. id .. ' failed ' .. limit .. ' times; the dead letter tells why')
       out[#out + 1] = 'dead'
     else
-      keep(P, id, args, i + 3, count)
+      keep(P, gone, id, held.inbox, args, i + 3, count)
       note(P, id, held, now, 'failed')
       redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued')
       redis.call('ZADD', P .. ':delayed', now + tonumber(delay_ms), id)
@@ -599,7 +616,7 @@ local function release(keys, args)
     local id, count, held = args[i], tonumber(args[i + 2]), held_of(P, args[i])
     local mine = held.fence == args[i + 1]
     if mine and held.status == 'running' then
-      keep(P, id, args, i + 3, count)
+      keep(P, gone, id, held.inbox, args, i + 3, count)
       redis.call('HINCRBY', P .. ':reply:' .. id, 'handbacks', 1)
       note(P, id, held, now, 'handed back')
       requeue(P, gone, id, held_of(P, id), now)

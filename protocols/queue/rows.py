@@ -9,7 +9,15 @@ import msgspec
 
 from protocols import codec
 from protocols.errors import BodyTooLarge, InvalidRequest
-from protocols.job import DEFAULT_PROTOCOL, MAX_BODY_BYTES, Job, JobStatus, Reply, Segment
+from protocols.job import (
+    DEFAULT_PROTOCOL,
+    DEFAULT_REPLY_TTL_MS,
+    MAX_BODY_BYTES,
+    Job,
+    JobStatus,
+    Reply,
+    Segment,
+)
 from protocols.queue.link import Argument
 from protocols.rollout_state import FinishReason, Logprobs, TokenIds
 
@@ -43,6 +51,8 @@ class Lease(msgspec.Struct, frozen=True):
     """The stream entry's fields as they came."""
     kept: tuple[Segment, ...] = ()
     """What earlier attempts generated and checkpointed, in order."""
+    queued_ms: int = 0
+    """When the job was accepted: server time, the same for every attempt."""
 
     @property
     def attempt(self) -> int:
@@ -64,6 +74,17 @@ class Ending(msgspec.Struct, frozen=True):
     """The newest that produced one of its tokens."""
     oldest_version: int | None = None
     """The oldest: too far behind the wanted one, the server makes an `expired` reply of an answer."""
+    segments: Sequence[Segment] = ()
+    """Of a job that is streamed, what was generated since the last checkpoint."""
+    frames: bytes = b""
+    """What ends its stream."""
+    tokens: int = 0
+    """Of all samples, in its stream."""
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes on the wire."""
+        return len(self.body) + len(self.state) + len(self.frames) + segment_bytes(self.segments)
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -76,7 +97,21 @@ class Hold(msgspec.Struct, frozen=True):
     @property
     def bytes(self) -> int:
         """About what it takes on the wire."""
-        return sum(8 * (len(s.token_ids) + len(s.top_ids)) for s in self.segments)
+        return segment_bytes(self.segments)
+
+
+class End(msgspec.Struct, frozen=True):
+    """The last entry of a progress stream."""
+
+    status: JobStatus
+    frames: bytes = b""
+    """What ends the stream of a job that is streamed and completed."""
+    tokens: int = 0
+    """With frames: how many tokens the stream has, of all samples; a reader that has fewer lacks some."""
+
+
+Entry = tuple[str, Segment | End]
+"""An entry of a progress stream, under its id."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -168,7 +203,9 @@ def job_of(lease: Lease) -> Job:
             timeout_ms=_number(fields, b"timeout_ms", least=1),
             min_version=_number(fields, b"min_version", least=0),
             max_staleness=_number(fields, b"max_staleness", least=0),
-            reply_ttl_ms=_number(fields, b"reply_ttl_ms", least=1) or Job.__struct_defaults__[-1],
+            reply_ttl_ms=_number(fields, b"reply_ttl_ms", least=1) or DEFAULT_REPLY_TTL_MS,
+            stream=_flag(fields, b"stream"),
+            cuts=_cuts(fields),
         )
     )
 
@@ -182,9 +219,9 @@ def fields_of(job: Job) -> Iterable[Argument]:
     """A job's stream fields, those at their default left out."""
     yield from ("body", job.body)
     for name, default in _OPTIONAL:
-        value: Argument | None = getattr(job, name)
+        value: Argument | bool | None = getattr(job, name)
         if value != default and value is not None:
-            yield from (name, value)
+            yield from (name, int(value) if value is True else value)
 
 
 _OPTIONAL = [
@@ -225,9 +262,23 @@ def _number(fields: dict[bytes, bytes], name: bytes, *, least: int) -> int | Non
     return int(value)
 
 
+def _flag(fields: dict[bytes, bytes], name: bytes) -> bool:
+    value = fields.get(name, b"0")
+    if value not in (b"0", b"1"):
+        raise InvalidRequest(f"`{name.decode()}`: 0 or 1", param=name.decode())
+    return value == b"1"
+
+
+def _cuts(fields: dict[bytes, bytes]) -> str | None:
+    value = fields.get(b"cuts")
+    if value is not None and not re.fullmatch(rb"\d{1,3}:\d{1,9}( \d{1,3}:\d{1,9})*", value):
+        raise InvalidRequest("`cuts`: <sample>:<tokens>, with spaces between them", param="cuts")
+    return None if value is None else value.decode()
+
+
 def lease_of(row: list[Any]) -> Lease:
     """A job as `take` gives it."""
-    _, job_id, fence, lane, left_ms, flat, kept = row
+    _, job_id, fence, lane, left_ms, flat, kept, queued_ms = row
     return Lease(
         job_id=job_id.decode(),
         fence=fence.decode(),
@@ -235,6 +286,7 @@ def lease_of(row: list[Any]) -> Lease:
         left_ms=None if left_ms == b"" else int(left_ms),
         fields=dict(zip(flat[::2], flat[1::2], strict=True)),
         kept=tuple(segment_of(entry) for _, entry in kept),
+        queued_ms=int(queued_ms),
     )
 
 
@@ -250,19 +302,51 @@ def segment_of(flat: list[bytes]) -> Segment:
         top_logprobs=Logprobs.from_bytes(entry[b"tp"]),
         policy_version=int(entry[b"v"]),
         finish_reason=_finish_reason(entry[b"f"]),
+        frames=entry.get(b"sse", b""),
     )
+
+
+def entry_of(raw: tuple[bytes, list[bytes]]) -> Entry:
+    """An entry of a progress stream."""
+    entry_id, flat = raw
+    if flat[0] != b"end":
+        return entry_id.decode(), segment_of(flat)
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    status = JobStatus(fields[b"end"].decode())
+    return entry_id.decode(), End(status, fields.get(b"sse", b""), int(fields.get(b"n", 0)))
 
 
 def hold_args(hold: Hold) -> Iterable[Argument]:
     """A hold as the arguments of `renew` and `release`."""
-    yield from (hold.job_id, hold.fence, len(hold.segments))
-    for segment in hold.segments:
+    yield from (hold.job_id, hold.fence)
+    yield from _segment_args(hold.segments)
+
+
+def ending_args(end: Ending) -> Iterable[Argument]:
+    """An ending as the arguments of `finish`."""
+    yield from (end.job_id, end.fence, end.status.value, end.code, end.error, end.body, end.state)
+    yield "" if end.policy_version is None else end.policy_version
+    yield "" if end.oldest_version is None else end.oldest_version
+    yield end.frames
+    yield end.tokens
+    yield from _segment_args(end.segments)
+
+
+def segment_bytes(segments: Iterable[Segment]) -> int:
+    """About what segments take on the wire."""
+    return sum(8 * (len(s.token_ids) + len(s.top_ids)) + len(s.frames) for s in segments)
+
+
+def _segment_args(segments: Sequence[Segment]) -> Iterable[Argument]:
+    yield len(segments)
+    for segment in segments:
         yield from (segment.index, segment.start, len(segment.token_ids), segment.policy_version)
         yield codec.pack_numbers(segment.token_ids)
         yield codec.pack_numbers(segment.logprobs)
         yield codec.pack_numbers(segment.top_ids)
         yield codec.pack_numbers(segment.top_logprobs)
         yield segment.finish_reason or ""
+        yield segment.frames
 
 
 def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:

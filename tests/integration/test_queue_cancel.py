@@ -25,7 +25,7 @@ async def test_a_queued_job_is_answered_at_once_and_never_begins(
     kept = look.reply("a")
     assert (kept["status"], kept["code"], kept["error"]) == ("cancelled", "499", "cancelled")
     assert "cancelled before it began" in decode_json(kept["body"].encode())["error"]["message"]
-    assert await broker.finished("c", most=9, block_s=1) == ["a"]
+    assert await broker.news("c", most=9, block_s=1) == ["a"]
     assert await take() == []
     nothing_left()
 

@@ -115,5 +115,5 @@ async def test_the_last_client_to_bring_a_job_is_woken(broker: Broker, take: Tak
     await broker.enqueue([job("a", inbox="restarted")])
     (lease,) = await take()
     await broker.finish([ending(lease)])
-    assert await broker.finished("restarted", most=9, block_s=1) == ["a"]
-    assert await broker.finished("first", most=9, block_s=0.01) == []
+    assert await broker.news("restarted", most=9, block_s=1) == ["a"]
+    assert await broker.news("first", most=9, block_s=0.01) == []

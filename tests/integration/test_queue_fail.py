@@ -54,7 +54,7 @@ async def test_the_last_failure_makes_a_dead_letter_and_a_reply(
     kept = look.reply("a")
     assert (kept["status"], kept["code"], kept["error"]) == ("failed", "500", "engine_failed")
     assert "failed 3 times" in decode_json(kept["body"].encode())["error"]["message"]
-    assert await broker.finished("c", most=9, block_s=1) == ["a"]
+    assert await broker.news("c", most=9, block_s=1) == ["a"]
     ((_, letter),) = look("XRANGE", broker.keys.dead, "-", "+")
     assert letter[b"job"] == b"a"
     assert letter[b"reason"] == b"failures"

@@ -76,8 +76,8 @@ async def test_a_repeated_finish_is_answered_alike_and_writes_nothing(
     kept = look.reply("a")
     assert await broker.finish([ending(lease, b'{"second": 2}')]) == [True]
     assert look.reply("a") == kept
-    assert await broker.finished("c", most=9, block_s=1) == ["a"]
-    assert await broker.finished("c", most=9, block_s=0.01) == []
+    assert await broker.news("c", most=9, block_s=1) == ["a"]
+    assert await broker.news("c", most=9, block_s=0.01) == []
 
 
 @pytest.mark.parametrize("lost_by", ["handed back", "failed", "reclaimed", "taken again"])
@@ -178,7 +178,7 @@ async def test_a_job_whose_entry_was_deleted_by_hand_gets_a_reply(
     look("XDEL", broker.keys.jobs("normal"), look.reply("a")["entry"])
     await broker.release([Hold("a", lease.fence)])
     assert look.reply("a")["error"] == "worker_lost"
-    assert await broker.finished("c", most=9, block_s=1) == ["a"]
+    assert await broker.news("c", most=9, block_s=1) == ["a"]
     nothing_left()
 
 

@@ -80,7 +80,7 @@ async def test_too_many_crashes_make_a_dead_letter_and_a_reply(
     assert set(error) == ERROR_SHAPES[protocol]
     assert "lost with its worker 3 times" in error["message"]
     assert (reply.response.get("type") == "error") == (protocol == "claude.messages")
-    assert await broker.finished("c", most=9, block_s=1) == ["a"]
+    assert await broker.news("c", most=9, block_s=1) == ["a"]
     ((_, letter),) = look("XRANGE", broker.keys.dead, "-", "+")
     assert (letter[b"job"], letter[b"reason"], letter[b"workers"]) == (b"a", b"crashes", b"w9")
     nothing_left()
@@ -95,7 +95,7 @@ async def test_a_late_queued_job_is_expired_without_a_take(
     assert await sweep(broker) == {"expired": 1}
     kept = look.reply("a")
     assert (kept["status"], kept["code"], kept["error"]) == ("expired", "504", "deadline_exceeded")
-    assert await broker.finished("c", most=9, block_s=1) == ["a"]
+    assert await broker.news("c", most=9, block_s=1) == ["a"]
     nothing_left()
 
 

@@ -140,7 +140,7 @@ async def test_a_job_whose_deadline_has_passed_is_answered_and_not_begun(
     kept = look.reply("late")
     assert (kept["status"], kept["code"], kept["error"]) == ("expired", "504", "deadline_exceeded")
     assert "deadline of job late" in decode_json(kept["body"].encode())["error"]["message"]
-    assert await broker.finished("c", most=9, block_s=1) == ["late"]
+    assert await broker.news("c", most=9, block_s=1) == ["late"]
     await broker.finish([ending(good)])
     nothing_left()
 
@@ -181,7 +181,7 @@ async def test_a_raw_entry_with_an_odd_id_is_answered_under_the_id_of_the_entry(
     error = decode_json(kept["body"].encode())["error"]
     assert "`id`: 1 to 128" in error["message"]
     assert error["type"] == "invalid_request_error"
-    assert await broker.finished("c", most=9, block_s=1) == [entry]
+    assert await broker.news("c", most=9, block_s=1) == [entry]
     nothing_left()
 
 

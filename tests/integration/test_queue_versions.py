@@ -195,7 +195,7 @@ async def test_a_job_that_fell_behind_while_it_waited_is_answered_and_not_begun(
     kept = look.reply("a")
     assert (kept["status"], kept["code"], kept["error"]) == ("expired", "410", "staleness_exceeded")
     assert "before it began" in kept["body"]
-    assert await broker.finished("c", most=9, block_s=1) == ["a"]
+    assert await broker.news("c", most=9, block_s=1) == ["a"]
     nothing_left()
 
 
@@ -216,7 +216,7 @@ async def test_an_answer_after_the_deadline_is_an_expired_reply_with_its_tokens(
     assert error["type"] == ("timeout_error" if protocol == "claude.messages" else "server_error")
     assert await broker.finish([answered(lease)]) == [True]  # the answer was lost
     assert await reply_to(broker, "a") == reply
-    assert await broker.finished("c", most=9, block_s=1) == ["a"]
+    assert await broker.news("c", most=9, block_s=1) == ["a"]
     nothing_left()
 
 

@@ -29,7 +29,7 @@ async def test_a_waiting_client_is_woken_by_a_reply(
 ) -> None:
     waiting = Broker(Link(url, name="inbox"), pool)
     await broker.enqueue([job(name, inbox="c") for name in "ab"])
-    wait = asyncio.create_task(waiting.finished("c", most=10, block_s=LONG_S))
+    wait = asyncio.create_task(waiting.news("c", most=10, block_s=LONG_S))
     async with asyncio.timeout(AT_ONCE_S):
         await broker.finish([ending(lease) for lease in await take(2)])
         assert await wait == ["a", "b"]
@@ -49,8 +49,8 @@ async def test_an_inbox_is_bounded_and_expires(broker: Broker, look: Look, take:
 
 async def test_reading_an_inbox_is_bounded(broker: Broker, look: Look) -> None:
     look("RPUSH", broker.keys.inbox("c"), "a", "b", "c")
-    assert await broker.finished("c", most=2, block_s=1) == ["a", "b"]
-    assert await broker.finished("c", most=2, block_s=1) == ["c"]
+    assert await broker.news("c", most=2, block_s=1) == ["a", "b"]
+    assert await broker.news("c", most=2, block_s=1) == ["c"]
 
 
 @pytest.mark.parametrize("lane", ["high", "normal", "low"])

@@ -198,7 +198,7 @@ class Steps:
 
 async def settled(outcome: Outcome, *, kept: bool = True, backoff_s: float = 1.0) -> Steps:
     steps = Steps(kept=kept)
-    settler = Settler(cast("Broker", steps), fail_limit=4, backoff_s=backoff_s)
+    settler = Settler(cast("Broker", steps), fail_limit=4, backoff_s=backoff_s, lease_s=15)
     await settler.settle(lease(None), outcome)
     await settler.close()
     return steps
@@ -231,7 +231,7 @@ async def test_a_retried_outcome_fails_with_a_delay_below_its_bound() -> None:
 
 async def test_a_job_handed_back_often_is_not_delayed_for_ever() -> None:
     steps = Steps(kept=True)
-    settler = Settler(cast("Broker", steps), fail_limit=4, backoff_s=1)
+    settler = Settler(cast("Broker", steps), fail_limit=4, backoff_s=1, lease_s=15)
     often = msgspec.structs.replace(lease(None), fence="500:n")
     for _ in range(50):
         await settler.settle(often, Retried(EngineFailed("broke")))
@@ -270,7 +270,7 @@ async def test_outcomes_of_many_jobs_travel_together() -> None:
             calls.append(len(endings))
             return await super().finish(endings)
 
-    settler = Settler(cast("Broker", Counting()), fail_limit=4, backoff_s=0)
+    settler = Settler(cast("Broker", Counting()), fail_limit=4, backoff_s=0, lease_s=15)
     done = Completed(b"", b"", 0, 0)
     await asyncio.gather(*(settler.settle(lease(None), done) for _ in range(50)))
     assert calls == [50]

@@ -1,0 +1,242 @@
+"""The frames of OpenAI's chat completions.
+
+A chunk for the role of each choice, then its deltas as they come, a chunk with its finish reason, the usage where it was
+asked for, and `[DONE]`. What comes last is taken from the whole response, so that both say the same.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from protocols.dialects.base import Answer, Piece, Streamed
+from protocols.dialects.openai_stream import logprobs_of
+from protocols.dialects.sse import DONE, data
+from protocols.job import Segment
+
+
+class CallFunction(msgspec.Struct, frozen=True, gc=False):
+    """A tool call's name, or more of its arguments."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class CallDelta(msgspec.Struct, frozen=True, gc=False):
+    """What is new of a tool call; `id` and `type` where it begins."""
+
+    index: int
+    function: CallFunction
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class Delta(msgspec.Struct, frozen=True, gc=False):
+    """What is new of the assistant's turn."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    """The same under vLLM's name."""
+    tool_calls: tuple[CallDelta, ...] | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
+    """What is new of one sample."""
+
+    index: int
+    delta: Delta = Delta()
+    logprobs: Raw | object | None = None
+    finish_reason: str | None = None
+    stop_reason: Raw | UnsetType = UNSET
+    token_ids: Raw | UnsetType = UNSET
+    rollout: Raw | UnsetType = UNSET
+    """Of one sample among several: its tokens, log-probabilities and policy versions."""
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One event."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: tuple[ChunkChoice, ...]
+    usage: Raw | UnsetType | None = UNSET
+    prompt_token_ids: Raw | UnsetType = UNSET
+    rollout: Raw | UnsetType = UNSET
+    """In the last chunk with a choice: what the whole response has under this name."""
+
+
+class Function(msgspec.Struct, frozen=True):
+    """Of a whole tool call."""
+
+    name: str
+    arguments: str
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A whole tool call."""
+
+    id: str
+    function: Function
+
+
+class WholeMessage(msgspec.Struct, frozen=True):
+    """The assistant's turn in a whole response."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: tuple[Call, ...] = ()
+
+
+class WholeChoice(msgspec.Struct, frozen=True):
+    """One sample in a whole response."""
+
+    index: int
+    message: WholeMessage
+    finish_reason: str
+    logprobs: Raw | None = None
+    stop_reason: Raw | UnsetType = UNSET
+    token_ids: Raw | UnsetType = UNSET
+    rollout: Raw | UnsetType = UNSET
+
+
+class Whole(msgspec.Struct, frozen=True):
+    """A whole response."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[WholeChoice, ...]
+    usage: Raw
+    rollout: Raw | UnsetType = UNSET
+    prompt_token_ids: Raw | UnsetType = UNSET
+
+
+_decoder = msgspec.json.Decoder(Whole)
+
+
+class ChatStream:
+    """Of one job."""
+
+    def __init__(self, streamed: Streamed, respond: Callable[[Answer], bytes]) -> None:
+        """`respond` makes the whole response."""
+        self._streamed, self._respond = streamed, respond
+        self._calls = [-1] * len(streamed.states)
+        """Index of the tool call that is open, by sample."""
+        self._chunks = _Chunks(
+            f"chatcmpl-{streamed.job_id}", streamed.created_s, streamed.model, streamed.usage
+        )
+
+    def begin(self) -> bytes:
+        """The role of each choice."""
+        return b"".join([self._chunks.role(index) for index in range(len(self._calls))])
+
+    def add(self, segment: Segment, pieces: Sequence[Piece]) -> bytes:
+        """A chunk for each piece; the segment's log-probabilities are in the first."""
+        choices = list(self._pieces(segment.index, pieces))
+        state = self._streamed.states[segment.index]
+        if state.sample_params.return_logprob:
+            shown = logprobs_of(
+                segment, state.sample_params.top_logprobs, self._streamed.token_bytes
+            )
+            first = choices[0] if choices else ChunkChoice(segment.index)
+            choices[:1] = [msgspec.structs.replace(first, logprobs=shown)]
+        return b"".join([self._chunks.chunk(choice) for choice in choices])
+
+    def end(self, answer: Answer, rest: Sequence[Sequence[Piece]]) -> bytes:
+        """What was held back, then finish reasons and usage."""
+        held = [choice for i, pieces in enumerate(rest) for choice in self._pieces(i, pieces)]
+        whole = _decoder.decode(self._respond(answer))
+        return b"".join([self._chunks.chunk(choice) for choice in held]) + self._chunks.last(whole)
+
+    def _pieces(self, index: int, pieces: Sequence[Piece]) -> Iterator[ChunkChoice]:
+        for piece in pieces:
+            for delta in self._deltas(index, piece):
+                yield ChunkChoice(index, delta)
+
+    def _deltas(self, index: int, piece: Piece) -> Iterator[Delta]:
+        match piece.kind:
+            case "text":
+                yield Delta(content=piece.text)
+            case "thinking":
+                yield Delta(reasoning_content=piece.text, reasoning=piece.text)
+            case "tool_use":
+                if piece.opens:
+                    self._calls[index] += 1
+                    yield call_delta(self._calls[index], piece.id, piece.name)
+                if piece.text:
+                    more = CallDelta(self._calls[index], CallFunction(piece.text))
+                    yield Delta(tool_calls=(more,))
+
+
+def call_delta(at: int, call_id: str, name: str) -> Delta:
+    """Where a tool call begins."""
+    return Delta(tool_calls=(CallDelta(at, CallFunction("", name), call_id, "function"),))
+
+
+class _Chunks:
+    """What all chunks of a job share."""
+
+    def __init__(self, name: str, created_s: int, model: str, usage: bool) -> None:
+        self._name, self._created_s, self._model, self._usage = name, created_s, model, usage
+
+    def chunk(self, choice: ChunkChoice) -> bytes:
+        return data(self._chunk((choice,), None if self._usage else UNSET))
+
+    def role(self, index: int) -> bytes:
+        return self.chunk(ChunkChoice(index, Delta(role="assistant", content="")))
+
+    def last(self, whole: Whole) -> bytes:
+        """Finish reasons, usage, and that it is done."""
+        *others, final = [
+            ChunkChoice(
+                choice.index,
+                Delta(),
+                finish_reason=choice.finish_reason,
+                stop_reason=choice.stop_reason,
+                rollout=choice.rollout,
+            )
+            for choice in whole.choices
+        ]
+        ending = msgspec.structs.replace(
+            self._chunk((final,), None if self._usage else UNSET), rollout=whole.rollout
+        )
+        usage = data(self._chunk((), whole.usage)) if self._usage else b""
+        return b"".join([*map(self.chunk, others), data(ending), usage, DONE])
+
+    def _chunk(self, choices: tuple[ChunkChoice, ...], usage: Raw | UnsetType | None) -> Chunk:
+        return Chunk(
+            id=self._name,
+            created=self._created_s,
+            model=self._model,
+            choices=choices,
+            usage=usage,
+        )
+
+
+def replay(body: bytes) -> bytes:
+    """The frames of a whole response."""
+    whole = _decoder.decode(body)
+    chunks = _Chunks(whole.id, whole.created, whole.model, usage=False)
+    frames = [chunks.role(choice.index) for choice in whole.choices]
+    for choice in whole.choices:
+        deltas = list(_whole_deltas(choice.message)) or [Delta()]
+        first = ChunkChoice(choice.index, deltas[0], logprobs=choice.logprobs)
+        frames += map(chunks.chunk, [first, *(ChunkChoice(choice.index, d) for d in deltas[1:])])
+    return b"".join([*frames, chunks.last(whole)])
+
+
+def _whole_deltas(message: WholeMessage) -> Iterator[Delta]:
+    if message.reasoning_content:
+        yield Delta(
+            reasoning_content=message.reasoning_content, reasoning=message.reasoning_content
+        )
+    if message.content:
+        yield Delta(content=message.content)
+    for at, call in enumerate(message.tool_calls):
+        yield call_delta(at, call.id, call.function.name)
+        yield Delta(tool_calls=(CallDelta(at, CallFunction(call.function.arguments)),))
