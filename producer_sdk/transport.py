@@ -1,15 +1,18 @@
 """`httpx2` transports that make jobs of requests: official clients talk over Redis, with no port open."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import suppress
 
 import anyio
 import httpx2
 
 from producer_sdk.client import Client
 from producer_sdk.exchange.call import Call, begin
+from producer_sdk.exchange.frames import BlockingFrames, Frames, answered, answered_blocking
 from producer_sdk.exchange.request import Request
-from producer_sdk.exchange.response import Response
-from protocols.errors import ResultTimeout, RolloutError
+from producer_sdk.exchange.response import Response, of_frames
+from protocols.errors import RolloutError
 
 GIVE_UP_S = 5.0
 """How long an order to cancel is waited for; it is on its way all the same."""
@@ -27,19 +30,16 @@ class Transport(httpx2.BaseTransport):
         """Submit, wait, answer; every error of the queue is an answer too."""
         request.read()
         begun = begin(self._client, _told(request))
-        return _whole(begun if isinstance(begun, Response) else _waited(begun), request)
-
-
-def _waited(call: Call) -> Response:
-    try:
-        return call.answer(call.pending.result(call.limit_s))
-    except ResultTimeout:
-        return call.late()
-    except RolloutError as error:
-        return call.failed(error)
-    except BaseException:  # Ctrl-C while waiting: nobody wants the answer
-        call.give_up()
-        raise
+        if isinstance(begun, Response):
+            return _whole(begun)
+        try:
+            answer = answered_blocking(begun)
+        except BaseException:  # Ctrl-C while waiting: nobody wants the answer
+            begun.give_up()
+            raise
+        if isinstance(answer, Response):
+            return _whole(answer)
+        return _response(200, of_frames(begun.request_id), stream=_Body(answer))
 
 
 class AsyncTransport(httpx2.AsyncBaseTransport):
@@ -52,22 +52,52 @@ class AsyncTransport(httpx2.AsyncBaseTransport):
         """As `Transport.handle_request`; cancelling the wait cancels the job."""
         await request.aread()
         begun = begin(self._client, _told(request))
-        answer = begun if isinstance(begun, Response) else await _awaited(begun)
-        return _whole(answer, request)
+        if isinstance(begun, Response):
+            return _whole(begun)
+        try:
+            answer = await answered(begun)
+        except asyncio.CancelledError:
+            await _given_up(begun)
+            raise
+        if isinstance(answer, Response):
+            return _whole(answer)
+        return _response(200, of_frames(begun.request_id), stream=_AsyncBody(answer))
 
 
-async def _awaited(call: Call) -> Response:
-    try:
-        async with asyncio.timeout(call.limit_s):
-            value = await call.pending
-        return call.answer(value)
-    except TimeoutError as error:
-        return call.failed(error) if isinstance(error, RolloutError) else call.late()
-    except RolloutError as error:
-        return call.failed(error)
-    except asyncio.CancelledError:
-        await _given_up(call)
-        raise
+class _Body(httpx2.SyncByteStream):
+    """Frames; closing them early cancels the job."""
+
+    def __init__(self, frames: BlockingFrames) -> None:
+        self._frames = frames
+
+    def __iter__(self) -> Generator[bytes]:
+        yield from self._frames
+
+    def close(self) -> None:
+        if not self._frames.finished:
+            self._frames.finished = True
+            order = self._frames.call.give_up()
+            if order is not None:
+                with suppress(
+                    RolloutError
+                ):  # no server, or a slow one: the job ends by its deadline
+                    order.result(GIVE_UP_S)
+
+
+class _AsyncBody(httpx2.AsyncByteStream):
+    """Frames; closing them early cancels the job."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        async for frame in self._frames:
+            yield frame
+
+    async def aclose(self) -> None:
+        if not self._frames.finished:
+            self._frames.finished = True
+            await _given_up(self._frames.call)
 
 
 async def _given_up(call: Call) -> None:
@@ -75,10 +105,8 @@ async def _given_up(call: Call) -> None:
     order = call.give_up()
     if order is not None:
         with anyio.CancelScope(shield=True), anyio.move_on_after(GIVE_UP_S):
-            try:
+            with suppress(RolloutError):  # no server: the job ends by its deadline
                 await order
-            except RolloutError:
-                return  # no server: the job ends by its deadline
 
 
 def _told(request: httpx2.Request) -> Request:
@@ -92,11 +120,21 @@ def _told(request: httpx2.Request) -> Request:
     )
 
 
-def _whole(answer: Response, request: httpx2.Request) -> httpx2.Response:
+def _whole(answer: Response) -> httpx2.Response:
+    return _response(answer.status, answer.headers, content=answer.body)
+
+
+def _response(
+    status: int,
+    headers: Mapping[str, str],
+    *,
+    content: bytes | None = None,
+    stream: _Body | _AsyncBody | None = None,
+) -> httpx2.Response:
     return httpx2.Response(
-        answer.status,
-        headers=dict(answer.headers),
-        content=answer.body,
-        request=request,
+        status,
+        headers=dict(headers),
+        content=content,
+        stream=stream,
         extensions={"http_version": _HTTP},
     )

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from producer_sdk.client import Client
+from producer_sdk.client import Client, JobOptions
 from producer_sdk.exchange.models import models_of
-from producer_sdk.exchange.request import Request, job_id_of, lasting, options_of
+from producer_sdk.exchange.request import Request, job_id_of, lasting, options_of, wants_frames
 from producer_sdk.exchange.response import Response, of_error, of_reply
-from producer_sdk.exchange.route import allow, is_models, protocol_of, shape_of
+from producer_sdk.exchange.route import WHOLE, allow, is_models, protocol_of, shape_of
 from producer_sdk.future import Future, Pending
+from producer_sdk.stream import Stream
+from protocols.dialects import dialect_of, error_body
 from protocols.errors import DeadlineExceeded, NoLiveWorker, RolloutError
 from protocols.job import Reply
 
@@ -34,9 +36,10 @@ class Call:
         limit_s: float | None,
         job: Future[Reply] | None = None,
         lasting: bool = False,
+        stream: Stream | None = None,
     ) -> None:
-        """`job`: what `give_up` cancels, unless it is `lasting`."""
-        self.pending, self.answer = pending, answer
+        """`job`: what `give_up` cancels, unless it is `lasting`; `stream`: where frames are asked for."""
+        self.pending, self.answer, self.stream = pending, answer, stream
         self.request_id, self.shape, self.limit_s = request_id, shape, limit_s
         self._job, self._lasting = job, lasting
 
@@ -46,12 +49,15 @@ class Call:
             return None
         return self._job.cancel()
 
-    def late(self) -> Response:
+    def late(self) -> DeadlineExceeded:
         """What to say when the wait is over: the job's own deadline passes in the same moment."""
-        error = DeadlineExceeded(
-            f"no answer within {self.limit_s or 0:g} s, the time limit of the request; give it more, or fewer tokens"
+        return DeadlineExceeded(
+            f"not answered within {self.limit_s or 0:g} s, the time limit of the request; give it more, or fewer tokens"
         )
-        return of_error(error, self.shape, self.request_id)
+
+    def last_frame(self, error: RolloutError) -> bytes:
+        """The frame that ends a stream in this error."""
+        return dialect_of(self.shape).error_frame(error_body(self.shape, error, self.request_id))
 
     def failed(self, error: RolloutError, *, again: bool | None = None) -> Response:
         """What to say of an error that stands for the answer; `again` as in `of_error`."""
@@ -83,14 +89,18 @@ def _models(client: Client, request: Request, request_id: str, shape: str) -> Ca
 
 def _job(client: Client, request: Request, job_id: str) -> Call:
     protocol = protocol_of(request.method, request.path)
-    options = options_of(request)
-    future = client.submit(request.body, protocol=protocol, **{**options, "job_id": job_id})
+    options: JobOptions = {**options_of(request), "job_id": job_id}
+    stream = None
+    if protocol not in WHOLE and wants_frames(request.body):
+        stream = client.stream(request.body, protocol=protocol, **options)
+    job = stream.reply if stream else client.submit(request.body, protocol=protocol, **options)
     return Call(
-        future,
+        job,
         partial(of_reply, protocol=protocol),
         request_id=job_id,
         shape=protocol,
         limit_s=options.get("timeout_s"),
-        job=future,
+        job=job,
         lasting=lasting(request),
+        stream=stream,
     )

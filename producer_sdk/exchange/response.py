@@ -42,6 +42,11 @@ def of_json(value: object, request_id: str) -> Response:
     return Response(200, {"content-type": JSON, **ids(request_id)}, encode_json(value))
 
 
+def of_frames(request_id: str) -> Mapping[str, str]:
+    """The headers of a stream, which is a 200 whatever becomes of it."""
+    return {"content-type": EVENTS, "cache-control": "no-cache", **ids(request_id)}
+
+
 def of_reply(reply: Reply, protocol: str) -> Response:
     """The reply of a job. Whatever the queue may retry it has retried: no client shall do so again."""
     if reply.tombstone:

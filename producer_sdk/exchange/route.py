@@ -10,6 +10,8 @@ PROTOCOLS = {
     "/generate": "generate",
 }
 """What is posted there is a job of this protocol; a query does not matter."""
+WHOLE = ("claude.count_tokens",)
+"""Protocols without streams; their dialect says so where one is asked for."""
 MODELS = "/v1/models"
 SHOWN_CHARS = 120
 

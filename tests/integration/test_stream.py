@@ -1,15 +1,13 @@
 """Streams on real servers: seen while they are generated, by whoever follows, from the start."""
 
-import asyncio
 import itertools
-import time
 
 import pytest
 
 from producer_sdk import Client
 from tests.job_body import scripted
 from tests.servers import both_servers
-from tests.sse import chat_text, events
+from tests.sse import chat_text
 
 pytestmark = both_servers
 
