@@ -3,6 +3,7 @@
 from msgspec.structs import replace
 
 from protocols.job import Segment
+from protocols.message import ToolUse
 from protocols.rollout_state import (
     FinishReason,
     Logprobs,
@@ -12,17 +13,23 @@ from protocols.rollout_state import (
     TokenIds,
 )
 from worker.engines.base import Tokenizer
+from worker.regions import PLAIN, Reading
+from worker.stops import StopSearch
+from worker.view import View
 
 
 class Sample:
     """One sample while it is drawn."""
 
-    def __init__(self, params: SampleParams, tokenizer: Tokenizer) -> None:
-        self._params, self._tokenizer = params, tokenizer
+    def __init__(
+        self, params: SampleParams, tokenizer: Tokenizer, reading: Reading = PLAIN
+    ) -> None:
+        """`reading` is what its view looks for beside text."""
+        self._params, self._tokenizer, self._reading = params, tokenizer, reading
+        self._search = StopSearch(
+            params, tokenizer, reading.markup.thinking, begun=reading.thinking
+        )
         self.wide = params.top_logprobs
-        self._stops = [stop.encode() for stop in params.stops]
-        self._reach = max(map(len, self._stops), default=0)
-        self._tail = b""
         self.ids, self.logprobs = TokenIds(), Logprobs()
         self.top_ids, self.top_logprobs = TokenIds(), Logprobs()
         self.versions: list[tuple[int, int]] = []
@@ -33,9 +40,9 @@ class Sample:
         """Append a segment, up to a stop string; returns whether the sample has ended because of one."""
         if self.finish_reason is not None:
             return False
-        drawn = len(segment.token_ids)
-        kept = self._first_stop(segment.token_ids) if self._stops else drawn
-        stopped = kept < drawn or self.stop_reason is not None
+        kept = self._search.kept(segment.token_ids)
+        self.stop_reason = self._search.stop
+        stopped = self.stop_reason is not None
         if kept and (not self.versions or self.versions[-1][0] != segment.policy_version):
             self.versions.append((segment.policy_version, len(self.ids)))
         wide = self.wide
@@ -50,24 +57,9 @@ class Sample:
             self.stop_reason = last if last in self._params.stop_token_ids else None
         return stopped
 
-    def _first_stop(self, token_ids: TokenIds) -> int:
-        """How many of these tokens belong to the sample: up to the one that completes a stop string."""
-        for count, token_id in enumerate(token_ids, 1):
-            piece = self._tokenizer.token_bytes(token_id)
-            window = self._tail + piece
-            self._tail = window[-(self._reach - 1) :] if self._reach > 1 else b""
-            if len(self.ids) + count < self._params.min_tokens:
-                continue
-            old = len(window) - len(piece)  # a match must end in this token
-            found = [
-                (at, index)
-                for index, stop in enumerate(self._stops)
-                if (at := window.find(stop, max(0, old - len(stop) + 1))) >= 0
-            ]
-            if found:
-                self.stop_reason = self._params.stops[min(found)[1]]
-                return count
-        return len(token_ids)
+    def view(self, rollout_id: str) -> View:
+        """Its view of nothing yet: to be fed its tokens."""
+        return View(self._params, self._tokenizer, self._reading, rollout_id=rollout_id)
 
     def text(self) -> str:
         """The text of the tokens; the stop string is cut off unless it was asked for."""
@@ -86,17 +78,25 @@ class Sample:
         self, prompt: RolloutState, job_id: str, index: int, *, cut_off: Status | None = None
     ) -> RolloutState:
         """The rollout state of this sample: completed, or cut off with `status` and why."""
+        rollout_id = f"{job_id}/{index}"
+        view = self.view(rollout_id)
+        view.feed(self.ids)
+        view.end()
+        output = view.blocks()
+        called = self.finish_reason == "stop" and any(isinstance(b, ToolUse) for b in output)
         return replace(
             prompt,
-            rollout_id=f"{job_id}/{index}",
+            rollout_id=rollout_id,
             index=index,
             response=self.text(),
+            output=output,
+            parse_error=view.parse_error,
             response_ids=self.ids,
             logprobs=self.logprobs,
             top_ids=self.top_ids,
             top_logprobs=self.top_logprobs,
             policy_versions=tuple(self.versions),
-            finish_reason=self.finish_reason or "abort",
+            finish_reason="tool_calls" if called else self.finish_reason or "abort",
             stop_reason=self.stop_reason,
             status=Status.COMPLETED if self.finish_reason else (cut_off or Status.ABORTED),
         )

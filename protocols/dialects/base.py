@@ -59,6 +59,8 @@ class Normal(msgspec.Struct, frozen=True):
     """Whether the body asks for frames while the answer is generated."""
     stream_usage: bool = False
     """Whether the frames end with the usage, where the protocol leaves that to the request."""
+    counts: bool = False
+    """Whether only the prompt's tokens are counted; nothing is drawn."""
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, RolloutState, SampleParams, TokenIds
-from worker.engines.base import Turn
+from worker.engines.base import Markup, Turn
 from worker.engines.scripted import END, ByteTokenizer
 from worker.parse import Sample
 
 
 class PieceTokenizer:
     """Token `i` stands for `pieces[i]`."""
+
+    special_ids = frozenset[int]()
+    markup = Markup()
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self.pieces = pieces

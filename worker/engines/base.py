@@ -71,6 +71,10 @@ class Tokenizer(Protocol):
 
     longest_token_bytes: int
     """No token stands for more bytes, so `bytes / longest` is a lower bound of a text's tokens."""
+    special_ids: frozenset[int]
+    """Tokens that `skip_special_tokens` leaves out of a text."""
+    markup: Markup
+    """How the model thinks and calls tools."""
 
     def encode(self, text: str) -> TokenIds:
         """Token ids of a text, without special tokens around it."""

@@ -13,7 +13,7 @@ from protocols.dialects.base import Script
 from protocols.errors import EngineFailed
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, SampleParams, TokenIds
-from worker.engines.base import Call, Counters, Memory, Tokenizer, Turn, Weights
+from worker.engines.base import Call, Counters, Markup, Memory, Tokenizer, Turn, Weights
 from worker.engines.weight_files import find, verify
 from worker.engines.weights import (
     after_offload,
@@ -43,6 +43,8 @@ class ByteTokenizer:
     """Bytes are tokens; five special ones mark turns and the end."""
 
     longest_token_bytes = 1
+    special_ids = frozenset(_SPECIAL)
+    markup = Markup(thinking=("<think>", "</think>"), call=("<tool_call>", "</tool_call>"))
 
     def encode(self, text: str) -> TokenIds:
         """One token per byte."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tests.property.state_search.case import Case
-from tests.property.state_search.move import DELAY_MS, LEASE_MS, STATUS
+from tests.property.state_search.move import DELAY_MS, LEASE_MS, STATUS, kind_of
 from tests.property.state_search.world import Attempt
 
 
@@ -72,6 +72,8 @@ def _holder_finishes(case: Case, attempt: Attempt, told: str) -> Iterator[str]:
         yield f"the holder of {attempt.job} finishes it and is told {told}; it is {reply['status']}"
     if (reply.get("body") == attempt.fence) == bool(late) or reply.get("state") != attempt.fence:
         yield f"the holder of {attempt.job} finishes it, {wanted}; body or state is another"
+    if kind_of(case.scope, attempt.job).streamed and not attempt.order:
+        yield from _wrong_kept(case, attempt, told)
 
 
 def _holder_fails(case: Case, attempt: Attempt, told: str) -> Iterator[str]:

@@ -127,7 +127,7 @@ def _taken(scope: Scope, world: World, move: Move, answer: Any) -> World:  # noq
     worker, (_, rows, hold) = world.workers[move.who], answer
     begun: list[Attempt] = []
     nonce = str(move.operations[0][2])
-    for _, raw_job, raw_fence, _, _, _, kept in rows:
+    for _, raw_job, raw_fence, _, _, _, kept, _ in rows:
         job, fence = raw_job.decode(), raw_fence.decode()
         counts, oldest = [0 for _ in kind_of(scope, job).tokens], NO_VERSION
         for _, flat in kept:

@@ -24,6 +24,7 @@ BY_HAND = "by_hand"
 COLLECTED_MS = 600_000
 STATUS = {"": "completed", "cancel": "cancelled", "expire": "expired", "stale": "expired"}
 """What an attempt answers, by the order that it was given."""
+LAST_FRAMES = "done"
 ANY_AGE_MS = "-1"
 """For how long an orphan must have been idle: at any time, so that no clock but ours matters."""
 
@@ -161,7 +162,11 @@ def _ends(scope: Scope, who: int, attempt: Attempt, version: int) -> Iterator[Mo
     if attempt.ending != "finish":
         whole = (_grown(scope, attempt, version),)
         yield Move(
-            f"w{who} finishes {attempt.job}", kind or "finish", (_finish(whole),), who, whole
+            f"w{who} finishes {attempt.job}",
+            kind or "finish",
+            (_finish(scope, whole, version),),
+            who,
+            whole,
         )
     if not attempt.ending and not attempt.order:
         for step in ("fail", "release"):
@@ -171,12 +176,12 @@ def _ends(scope: Scope, who: int, attempt: Attempt, version: int) -> Iterator[Mo
 
 def _renewals(scope: Scope, world: World, who: int, attempt: Attempt) -> Iterator[Move]:
     job, version = attempt.job, world.versions[who]
-    renewal = ("renew", str(LEASE_MS), *_hold(attempt, version))
+    renewal = ("renew", str(LEASE_MS), *_hold(scope, attempt, version))
     yield Move(f"w{who} renews {job}", "renew", (renewal,), who, (attempt,))
     for index, most in enumerate(kind_of(scope, job).tokens):
         if attempt.drawn[index] < most and not attempt.ending:
             grown = _drawn(attempt, index, version)
-            renewal = ("renew", str(LEASE_MS), *_hold(grown, version))
+            renewal = ("renew", str(LEASE_MS), *_hold(scope, grown, version))
             label = f"w{who} checkpoints token {grown.drawn[index]} of {job}"
             yield Move(label, "checkpoint", (renewal,), who, (grown,))
 
@@ -187,23 +192,34 @@ def _batches(
     free = tuple(attempt for attempt in attempts if not attempt.ending)
     if len(free) == len(attempts):
         whole = tuple(_grown(scope, attempt, world.versions[who]) for attempt in free)
-        yield Move(f"w{who} finishes both", "both", (_finish(whole),), who, whole)
+        yield Move(
+            f"w{who} finishes both",
+            "both",
+            (_finish(scope, whole, world.versions[who]),),
+            who,
+            whole,
+        )
         target, operation = _give_up(scope, "release", free, world.versions[who])
         yield Move(f"w{who} releases both", "both", (operation,), who, target)
     if out != "renew":
-        holds = [part for attempt in attempts for part in _hold(attempt, world.versions[who])]
+        holds = [
+            part for attempt in attempts for part in _hold(scope, attempt, world.versions[who])
+        ]
         renew = ("renew", str(LEASE_MS), *holds)
         yield Move(f"w{who} renews both", "both", (renew,), who, tuple(attempts))
 
 
-def _finish(attempts: Sequence[Attempt]) -> Operation:
+def _finish(scope: Scope, attempts: Sequence[Attempt], version: int) -> Operation:
     """Of each its answer, or the error that it was ordered to end with; the fence is both body and state."""
-    words: list[str] = []
+    words: list[str | bytes] = []
     for attempt in attempts:
         status, oldest = STATUS[attempt.order], attempt.oldest
         versions = ("", "") if oldest == NO_VERSION else (str(oldest), str(oldest))
         words += [attempt.job, attempt.fence, status, "200", "", attempt.fence, attempt.fence]
         words += versions
+        streams = kind_of(scope, attempt.job).streamed and not attempt.order
+        words += (LAST_FRAMES, str(sum(attempt.drawn))) if streams else ("", "0")
+        words += _segments(scope, attempt, version) if streams else ("0",)
     return ("finish", *words)
 
 
@@ -213,9 +229,18 @@ def _give_up(
     """`fail` or `release`, each with one more token where there is one."""
     grown = tuple(_grown(scope, attempt, version) for attempt in attempts)
     if step == "release":
-        return grown, ("release", *(part for attempt in grown for part in _hold(attempt, version)))
+        return grown, (
+            "release",
+            *(part for attempt in grown for part in _hold(scope, attempt, version)),
+        )
     (attempt,) = grown
-    return grown, ("fail", str(scope.fail_limit), *_hold(attempt, version), str(DELAY_MS), "broke")
+    return grown, (
+        "fail",
+        str(scope.fail_limit),
+        *_hold(scope, attempt, version),
+        str(DELAY_MS),
+        "broke",
+    )
 
 
 def _grown(scope: Scope, attempt: Attempt, version: int) -> Attempt:
@@ -229,18 +254,32 @@ def _drawn(attempt: Attempt, index: int, version: int) -> Attempt:
     return attempt._replace(drawn=drawn, oldest=min(attempt.oldest, version))
 
 
-def _hold(attempt: Attempt, version: int) -> Iterator[str | bytes]:
-    """As `rows.hold_args`: for each sample one segment of all that the server seems to lack."""
+def _hold(scope: Scope, attempt: Attempt, version: int) -> Iterator[str | bytes]:
+    """As `rows.hold_args`."""
+    yield from (attempt.job, attempt.fence)
+    yield from _segments(scope, attempt, version)
+
+
+def _segments(scope: Scope, attempt: Attempt, version: int) -> Iterator[str | bytes]:
+    """For each sample one segment of all that the server seems to lack; of a stream, one a token."""
+    streamed = kind_of(scope, attempt.job).streamed
     new = [
-        (index, start, end)
+        (index, at, at + 1 if streamed else end)
         for index, (start, end) in enumerate(zip(attempt.written, attempt.drawn, strict=True))
+        for at in (range(start, end) if streamed else (start,))
         if end > start
     ]
-    yield from (attempt.job, attempt.fence, str(len(new)))
+    yield str(len(new))
     for index, start, end in new:
         yield from (str(index), str(start), str(end - start), str(version))
         yield from tokens(attempt.job, index, start, end)
         yield ""
+        yield frames(index, start, end) if streamed else ""
+
+
+def frames(index: int, start: int, end: int) -> str:
+    """What stands for the frames of some tokens."""
+    return f"{index}:{start}-{end}"
 
 
 def tokens(job: str, index: int, start: int, end: int) -> tuple[bytes, bytes, bytes, bytes]:

@@ -23,6 +23,8 @@ _TOKENLESS = (Kind("a", tokens=(0,)),)
 _OLD_WEIGHTS = (Kind("a", min_version=1),)
 _STALE = (Kind("a", max_staleness=0, tokens=(1,)),)
 
+_STREAMED = (Kind("a", timeout_ms=20_000, tokens=(1,), streamed=True),)
+
 _LEAVE = "      leave_waiting(P, id)\n      conclude_error(P, gone, id, held, now, "
 
 _FINISHES = "if mine and held.status == 'running' then\n      if args[i + 8]"
@@ -33,7 +35,7 @@ _NO_DEADLINE = (
     "late(P, { max_staleness = held.max_staleness, oldest_version = held.oldest_version }, now)"
 )
 _NO_STALENESS = "late(P, { deadline_ms = held.deadline_ms }, now)"
-_KEEP = "      local whole = keep(P, id, args, i + 3, count)\n"
+_KEEP = "      local whole = keep(P, gone, id, held[6], args, i + 3, count)\n"
 _OLDEST = (
     "      local oldest = held[5] and redis.call('HGET', P .. ':reply:' .. id, 'oldest_version')\n"
 )
@@ -355,6 +357,27 @@ _CHECKPOINTS = (
     ),
 )
 
+_STREAMS = (
+    Mutant(
+        "keep: followers are called",
+        "  if framed and inbox then gather(gone.inboxes, inbox, '+' .. id) end\n",
+        "",
+        hunt("checkpoint", kinds=_STREAMED),
+    ),
+    Mutant(
+        "finish: the rest of a stream",
+        "      if count > 0 then keep(P, gone, id, nil, args, i + ENDING, count) end\n",
+        "",
+        hunt(kinds=_STREAMED),
+    ),
+    Mutant(
+        "finish: too late, no last frames",
+        "local last = not code and args[i + 9]",
+        "local last = args[i + 9]",
+        hunt(kinds=_STREAMED),
+    ),
+)
+
 _HALVES = (
     Mutant(
         "orphans: read and not begun",
@@ -382,4 +405,12 @@ _HALVES = (
     ),
 )
 
-MUTANTS = (*_LEASES, *_IDENTITY, *_ENDS, *_ORDERS, *_CHECKPOINTS, *_HALVES)
+MUTANTS = (
+    *_LEASES,
+    *_IDENTITY,
+    *_ENDS,
+    *_ORDERS,
+    *_CHECKPOINTS,
+    *_STREAMS,
+    *_HALVES,
+)

@@ -109,6 +109,14 @@ SCOPES = (
         crash_limit=2,
     ),
     Scope(
+        "streamed",
+        (Kind("a", tokens=(2, 1), timeout_ms=20_000, streamed=True),),
+        BASE | _FAIL_OVER | {"checkpoint": 2, "release": 1, "lost": 1, "late": 1, "cancel": 1},
+        *(4, 7),
+        slots=(1,),
+        crash_limit=2,
+    ),
+    Scope(
         "everything",
         (Kind("a", timeout_ms=20_000), Kind("b", min_version=1, reply_ttl_ms=60_000)),
         BASE

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from protocols.queue.keys import Keys
-from tests.property.state_search.move import BY_HAND, tokens
+from tests.property.state_search.move import BY_HAND, frames, tokens
 from tests.property.state_search.sight import LIVE, NO_VERSION, ROOMS, WAITING, Entry, Sight
 
 _KEYS = Keys("search")
@@ -92,6 +92,9 @@ def _wrong_checkpoint(sight: Sight, job: str) -> Iterator[str]:
             yield f"the checkpoint of {job} has tokens from {int(row['s'])} where {start} comes next"
         elif tuple(row[name] for name in _TOKEN_FIELDS) != tokens(job, index, start, end):
             yield f"the checkpoint of {job} holds other tokens than were drawn"
+        if row.get("sse", b"").decode() not in ("", frames(index, start, end)):
+            yield f"the frames of {job} from {start} on are of other tokens"
+    yield from _wrong_end(sight, job, sum(counts.values()))
     kept = {
         int(name[5:]): int(n) for name, n in sight.replies[job].items() if name.startswith("kept:")
     }
@@ -100,6 +103,17 @@ def _wrong_checkpoint(sight: Sight, job: str) -> Iterator[str]:
         yield f"the oldest token of {job} is of version {sight.oldest(job)}, and {oldest} is named"
     if kept != counts and sight.place(job) in LIVE:
         yield f"the checkpoint of {job} has {counts} tokens and counts {kept}"
+
+
+def _wrong_end(sight: Sight, job: str, tokens: int) -> Iterator[str]:
+    """All or none of a job's entries have frames; last ones only where it completed, and with the number of tokens."""
+    rows = sight.progress.get(job, [])
+    framed = ["sse" in row for row in rows if "end" not in row]
+    if any(framed) and not all(framed):
+        yield f"some segments of {job} lack their frames"
+    last = rows[-1] if rows and "end" in rows[-1] and "sse" in rows[-1] else None
+    if last and (last["end"], int(last["n"]) >= tokens) != (b"completed", True):
+        yield f"the stream of {job} ends as if it had completed with {last['n']} of {tokens} tokens"
 
 
 def _restless(before: Sight, after: Sight) -> Iterator[str]:

@@ -8,7 +8,7 @@ from tests.property.state_search.case import Case
 from tests.property.state_search.lease_claim import wrong_write
 from tests.property.state_search.machine import Outcome
 from tests.property.state_search.move import Move
-from tests.property.state_search.sight import WAITING
+from tests.property.state_search.sight import WAITING, Sight
 from tests.property.state_search.sweep_claim import wrong_sweep
 from tests.property.state_search.take_claim import wrong_take
 from tests.property.state_search.world import Ghost, Right, Scope, World
@@ -147,13 +147,32 @@ def _wrong_memory(
 def _wrong_ends(case: Case) -> Iterator[str]:
     """Each end is told once, and a dead letter says why a job ended whose attempts did."""
     ended = [job for job in case.touched if _ends(case, job)]
-    told = Counter(case.after.inbox) - Counter(case.before.inbox)
+    news = Counter(case.after.inbox) - Counter(case.before.inbox)
+    told = Counter({word: count for word, count in news.items() if not word.startswith("+")})
+    yield from _wrong_calls(case, set(news - told))
     if told != Counter(job for job in ended if "inbox" in case.after.replies[job]):
         yield f"{ended} ended and {sorted(told)} was told"
     gave_up = ("worker_lost", "engine_failed")
     dead = Counter(case.after.dead) - Counter(case.before.dead)
     if dead != Counter(job for job in ended if case.after.replies[job].get("error") in gave_up):
         yield f"{ended} ended and {sorted(dead)} became a dead letter"
+
+
+def _wrong_calls(case: Case, called: set[str]) -> Iterator[str]:
+    """The client is called when there are new frames of a job that goes on, and only then."""
+    grown = {
+        f"+{job}"
+        for job in case.touched
+        if "inbox" in case.after.replies.get(job, {})
+        and case.move.step in ("renew", "fail", "release")
+        and _framed(case.after, job) > _framed(case.before, job)
+    }
+    if called != grown:
+        yield f"{case.move.label}: {sorted(grown)} have new frames and {sorted(called)} was called"
+
+
+def _framed(sight: Sight, job: str) -> int:
+    return sum("sse" in row for row in sight.progress.get(job, []))
 
 
 def _ends(case: Case, job: str) -> bool:

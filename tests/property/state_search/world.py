@@ -22,6 +22,8 @@ class Kind(NamedTuple):
     reply_ttl_ms: int | None = None
     tokens: tuple[int, ...] = (2,)
     """Most tokens that are generated of each sample."""
+    streamed: bool = False
+    """Whether each token comes with frames."""
 
     def fields(self, body: str = "body") -> tuple[str, ...]:
         """Its stream fields; another `body` makes it another job."""

@@ -207,7 +207,7 @@ class LMDeployEngine:
 
     def _open(self, directory: Path) -> _Running:
         # lmdeploy takes many seconds to import, and only this engine wants it
-        from worker.engines.torch_engine.tokenizer import HFTokenizer
+        from worker.engines.hf_tokenizer import HFTokenizer
 
         from .drawing import Drawer
         from .pipeline import Pipeline

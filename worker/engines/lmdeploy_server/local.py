@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 
 from protocols.errors import ConfigError
+from worker.engines.hf_tokenizer import HFTokenizer
 from worker.engines.torch_engine.checkpoint import locate, stay_offline
-from worker.engines.torch_engine.tokenizer import HFTokenizer
 
 
 class LocalModel(msgspec.Struct, frozen=True):

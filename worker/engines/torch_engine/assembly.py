@@ -11,6 +11,7 @@ from torch import Tensor
 
 from protocols.errors import ConfigError
 from worker.engines.base import Call, Weights
+from worker.engines.hf_tokenizer import HFTokenizer
 
 from .checkpoint import locate
 from .host_memory import trim
@@ -20,7 +21,6 @@ from .probe import probe
 from .runner import Runner
 from .schedule import Request, Schedule
 from .settings import Settings
-from .tokenizer import HFTokenizer
 from .weights import stage
 
 LEAST_CONTEXT_TOKENS = 16

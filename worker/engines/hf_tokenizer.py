@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from protocols.errors import ConfigError, InvalidRequest
 from protocols.rollout_state import TokenIds
-from worker.engines.base import Turn
+from worker.engines.base import Markup, Turn
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -38,6 +38,9 @@ class HFTokenizer:
         self._backend: Backend = loaded.backend_tokenizer
         self._bytes = _bytes_of_tokens(self._backend)
         self.longest_token_bytes = max(map(len, self._bytes), default=1)
+        added = self._backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.markup = _markup(self._template)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -77,6 +80,10 @@ class HFTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token id stands for; none for an id that the vocabulary leaves empty."""
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+
+
+def _markup(tokenizer: Any) -> Markup:  # noqa: ANN401  (transformers' types are partial)
+    return Markup(thinking=("<think>", "</think>"), call=("<tool_call>", "</tool_call>"))
 
 
 def _bytes_of_tokens(backend: Backend) -> list[bytes]:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from protocols.errors import ConfigError, InvalidRequest
 from tests.tiny_model import END, save_tokenizer, tiny_tokenizer
 from worker.engines.base import Turn
-from worker.engines.torch_engine.tokenizer import HFTokenizer
+from worker.engines.hf_tokenizer import HFTokenizer
 
 
 @pytest.fixture(scope="module")
