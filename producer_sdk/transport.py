@@ -104,9 +104,12 @@ async def _given_up(call: Call) -> None:
     """Wait until the order to cancel has arrived, in whichever cancelled scope."""
     order = call.give_up()
     if order is not None:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(GIVE_UP_S):
-            with suppress(RolloutError):  # no server: the job ends by its deadline
-                await order
+        with (
+            suppress(RolloutError),  # no server: the job ends by its deadline
+            anyio.CancelScope(shield=True),
+            anyio.move_on_after(GIVE_UP_S),
+        ):
+            await order
 
 
 def _told(request: httpx2.Request) -> Request:

@@ -76,6 +76,7 @@ class Gateway:
                 await Outgoing(status_code=GONE)(scope, receive, send)
         finally:
             metrics.open_requests -= 1
+            metrics.open_body_bytes -= scope.get("state", {}).get("held_bytes", 0)
             metrics.answered(self._label(scope["path"]), sent.status, time.monotonic() - began_s)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Outgoing:
