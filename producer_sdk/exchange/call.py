@@ -61,8 +61,8 @@ class Call:
 
     def failed(self, error: RolloutError, *, again: bool | None = None) -> Response:
         """What to say of an error that stands for the answer; `again` as in `of_error`."""
-        if isinstance(error, NoLiveWorker):
-            self.give_up()
+        if isinstance(error, NoLiveWorker) and self._job is not None and not self._lasting:
+            self._job.cancel()  # it is still in the queue, and nobody would hear of it
         if self._lasting or self._job is None:
             again = True
         return of_error(error, self.shape, self.request_id, again=again)
