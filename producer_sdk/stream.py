@@ -5,11 +5,10 @@ Where the server has lost the job and it runs again, what comes again is compare
 that cannot go on ends in an error: reading segments raises it, frames carry it as their protocol does.
 """
 
-import concurrent.futures
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import pairwise
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -21,6 +20,9 @@ from protocols.errors import RolloutError, ServerUnavailable
 from protocols.job import DEFAULT_PROTOCOL, JobStatus, Reply, Segment
 from protocols.queue.rows import End
 from protocols.rollout_state import Logprobs, RolloutState, TokenIds
+
+if TYPE_CHECKING:
+    import concurrent.futures
 
 Item = TypeVar("Item")
 Batch = list[Segment | End]
@@ -39,6 +41,9 @@ class Source(NamedTuple):
 
 class Reader(ABC, Generic[Item]):
     """One way through a stream, for `for` or `async for`, once."""
+
+    _complete = False
+    """Whether all was shown."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -77,11 +82,6 @@ class Reader(ABC, Generic[Item]):
                     yield item
         finally:
             courier.leave(self._feed)
-
-    @property
-    @abstractmethod
-    def _complete(self) -> bool:
-        """Whether all was shown."""
 
     @abstractmethod
     def _show(self, segment: Segment, known_tokens: int) -> Iterator[Item]:
@@ -135,8 +135,6 @@ class Reader(ABC, Generic[Item]):
 class Segments(Reader[Segment]):
     """Segments as they come; what no checkpoint had is taken from the reply."""
 
-    _complete = False
-
     def _show(self, segment: Segment, known_tokens: int) -> Iterator[Segment]:
         if known_tokens < len(segment.token_ids):
             yield _after(segment, known_tokens) if known_tokens else segment
@@ -159,7 +157,6 @@ class Segments(Reader[Segment]):
 class Frames(Reader[bytes]):
     """Server-sent events in the job's protocol; what ends badly ends in the protocol's error."""
 
-    _complete = False
     _begun = False
 
     @property

@@ -5,6 +5,7 @@ log-probabilities as little-endian f32. Samples after the first leave out the pr
 the first's.
 """
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -93,6 +94,32 @@ def decode_json(data: bytes) -> dict[str, Any]:
     return _decode_object.decode(data)
 
 
+def json_text(value: object, field: str) -> str:
+    """Compact JSON text, keys as they come; raises InvalidRequest, which names `field`, where it is too deep."""
+    try:
+        return json.dumps(
+            value, ensure_ascii=False, separators=(",", ":")
+        )  # takes integers of any size
+    except RecursionError:
+        raise InvalidRequest(f"`{field}`: nested too deeply", param=field) from None
+
+
+def object_text(text: str) -> str | None:
+    """The same JSON object in compact text; None where the text is not one."""
+    try:
+        return json_text(decode_json(text.encode()), "text")
+    except (msgspec.DecodeError, UnicodeError, RecursionError, InvalidRequest):
+        return None
+
+
+def fitted(value: object, kind: type[Parsed], field: str) -> Parsed:
+    """A decoded value as a struct; raises InvalidRequest, which names the field inside `field`."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _misfit(str(error), field) from None
+
+
 def error_message(body: bytes) -> str | None:
     """What an error body says, in whichever dialect; None where it says nothing."""
     try:
@@ -115,10 +142,12 @@ def parse_json(decoder: msgspec.json.Decoder[Parsed], body: bytes) -> Parsed:
         raise InvalidRequest(f"body: not valid JSON: {error}{hint}") from None
 
 
-def _misfit(told: str) -> InvalidRequest:
+def _misfit(told: str, within: str = "") -> InvalidRequest:
     """From the decoder's message, which ends in ``- at `$.path` `` of the field or its parent."""
-    problem, _, inside = told.partition(" - at `$")
-    parts = [inside.rstrip("`").lstrip(".")]
+    problem, _, inside = told.replace(" - at `key` in `$", " as a key - at `$").partition(
+        " - at `$"
+    )
+    parts = [within + inside.rstrip("`") if within else inside.rstrip("`").lstrip(".")]
     if absent := _ABSENT.match(problem):
         parts.append(absent["field"])
         problem = "required" if absent["fault"] == "missing required" else "unknown field"

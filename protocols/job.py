@@ -64,7 +64,7 @@ class Segment(msgspec.Struct, frozen=True):
     finish_reason: FinishReason | None = None
     """Set on the sample's last segment."""
     frames: bytes = b""
-    """Of a job that is streamed, what these tokens add to its frames; the first of all with what comes before tokens."""
+    """Of a job that is streamed, what these tokens add to its frames; the first one begins them."""
 
 
 class JobStatus(StrEnum):

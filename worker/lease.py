@@ -20,10 +20,10 @@ from protocols.queue.broker import FROM_NOW, Broker
 from protocols.queue.control import NONE, hear, newest
 from protocols.queue.link import Link, Listener
 from protocols.queue.rows import Hold, Renewal
-from worker.checkpoint import Checkpoint
 from worker.pipeline import Attempt
 
 if TYPE_CHECKING:
+    from worker.checkpoint import Checkpoint
     from worker.controller import Controller  # which leads, by way of the consumer, back here
 
 BEAT_S = 2.0

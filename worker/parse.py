@@ -57,9 +57,10 @@ class Sample:
             self.stop_reason = last if last in self._params.stop_token_ids else None
         return stopped
 
-    def view(self, rollout_id: str) -> View:
-        """Its view of nothing yet: to be fed its tokens."""
-        return View(self._params, self._tokenizer, self._reading, rollout_id=rollout_id)
+    def view(self, rollout_id: str, *, plain: bool = False) -> View:
+        """Its view of nothing yet: to be fed its tokens; a plain one sees nothing but text."""
+        reading = PLAIN if plain else self._reading
+        return View(self._params, self._tokenizer, reading, rollout_id=rollout_id)
 
     def text(self) -> str:
         """The text of the tokens; the stop string is cut off unless it was asked for."""

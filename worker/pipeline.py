@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from protocols import codec
 from protocols.dialects import dialect_of, error_body
-from protocols.dialects.base import Answer, Dialect, Normal, Streamed
+from protocols.dialects.base import Answer, Dialect, Normal, Stream, Streamed
 from protocols.errors import (
     Aborted,
     Cancelled,
@@ -30,7 +30,7 @@ from protocols.queue.rows import Lease, job_of, protocol_of
 from protocols.rollout_state import RolloutState
 from worker.checkpoint import Checkpoint, StreamedCheckpoint
 from worker.engines.base import Call, Engine, Generation
-from worker.framer import Framer, View
+from worker.framer import Framer
 from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
 from worker.render import check, render
@@ -110,17 +110,22 @@ class Attempt:
         return (self._limit_tokens - drawn) * pace_s <= seconds
 
     async def draw(
-        self, engine: Engine, call: Call, framer: Framer | None = None, cuts: str | None = None
+        self,
+        engine: Engine,
+        call: Call,
+        stream: "Callable[[], Stream] | None" = None,
+        cuts: str | None = None,
     ) -> list[Sample]:
         """Generate what earlier attempts did not; raises Interrupted where an order came first.
 
-        With a framer, checkpoints carry frames, cut also where `cuts` (of the job) says.
+        With a stream, checkpoints carry its frames, cut also where `cuts` (of the job) says.
         """
         samples = [Sample(call.params, engine.tokenizer) for _ in range(call.params.n)]
         for segment in self.lease.kept:
             samples[segment.index].add(segment)
         checkpoint = Checkpoint(samples)
-        if framer is not None:
+        if stream is not None:
+            framer = Framer(stream, samples, self.lease.job_id)
             wanted = [mark.split(":") for mark in (cuts or "").split()]
             checkpoint = StreamedCheckpoint(
                 samples, framer, self.lease.kept, [(int(i), int(n)) for i, n in wanted]
@@ -190,29 +195,28 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str) -> Outco
     check(normal, engine, pool)
     prompt, call = await render(normal, job, engine)
     attempt.prompt = prompt
-    streamed = job.stream or normal.stream
-    framer = _framer(attempt.lease, dialect, normal, prompt, engine) if streamed else None
-    samples = await attempt.draw(engine, call, framer, job.cuts)
+    streamed = (job.stream or normal.stream) and not normal.counts
+    stream = _stream(attempt.lease, dialect, normal, prompt, engine) if streamed else None
+    samples = await attempt.draw(engine, call, stream, job.cuts)
     states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
     return _answer(attempt, dialect, normal, states, engine)
 
 
-def _framer(
+def _stream(
     lease: Lease, dialect: Dialect, normal: Normal, prompt: RolloutState, engine: Engine
-) -> Framer:
-    samples = prompt.sample_params.n
+) -> Callable[[], Stream]:
     streamed = Streamed(
         job_id=lease.job_id,
         model=normal.model or engine.model,
         created_s=lease.queued_ms
         // 1000,  # not the attempt's: another goes on with the same frames
-        states=tuple(replace(prompt, index=index) for index in range(samples)),
+        states=tuple(replace(prompt, index=index) for index in range(prompt.sample_params.n)),
         usage=normal.stream_usage,
         ignored=normal.ignored,
         token_bytes=engine.tokenizer.token_bytes,
+        asked=normal.asked,
     )
-    view = partial(View, prompt.sample_params, engine.tokenizer)
-    return Framer(partial(dialect.stream, streamed), view, samples=samples)
+    return partial(dialect.stream, streamed)
 
 
 def _answer(
@@ -232,6 +236,7 @@ def _answer(
         attempts=lease.attempt,
         context_tokens=engine.context_tokens,
         token_bytes=engine.tokenizer.token_bytes,
+        asked=normal.asked,
     )
     versions = [version for state in states for version, _ in state.policy_versions]
     segments, frames = (

@@ -3,12 +3,20 @@
 from collections.abc import Mapping
 
 from protocols.dialects.base import Dialect
+from protocols.dialects.claude_count_tokens import ClaudeCountTokens
 from protocols.dialects.claude_messages import ClaudeMessages
 from protocols.dialects.generate import Generate
 from protocols.dialects.openai_chat import OpenAIChat
+from protocols.dialects.openai_completions import OpenAICompletions
 from protocols.errors import RolloutError, UnknownProtocol
 
-_all: tuple[Dialect, ...] = (OpenAIChat(), ClaudeMessages(), Generate())
+_all: tuple[Dialect, ...] = (
+    OpenAIChat(),
+    OpenAICompletions(),
+    ClaudeMessages(),
+    ClaudeCountTokens(),
+    Generate(),
+)
 
 DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in _all}
 
@@ -27,3 +35,8 @@ def dialect_of(name: str) -> Dialect:
 def error_body(name: str, error: RolloutError, job_id: str) -> bytes:
     """The error body of a job of that protocol; of an unknown one, OpenAI's."""
     return DIALECTS.get(name, _all[0]).error(error, job_id)
+
+
+def http_status(name: str, status: int) -> int:
+    """The HTTP status that clients of that protocol know, for one of ours."""
+    return DIALECTS.get(name, _all[0]).http_status(status)

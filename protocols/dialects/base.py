@@ -19,7 +19,10 @@ MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_MESSAGES = 4096
+MAX_TOOLS = 1024
 
+Unsupported = Literal["ignore", "warn", "error"]
+"""What becomes of fields that have no effect here; `Report` in field.py has the meaning of each."""
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
@@ -43,6 +46,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session: Name | None = None
     """As the stream field, which wins."""
     script: Script | None = None
+    unsupported: Unsupported | None = None
 
 
 class Normal(msgspec.Struct, frozen=True):
@@ -60,7 +64,9 @@ class Normal(msgspec.Struct, frozen=True):
     stream_usage: bool = False
     """Whether the frames end with the usage, where the protocol leaves that to the request."""
     counts: bool = False
-    """Whether only the prompt's tokens are counted; nothing is drawn."""
+    """Whether only the prompt's tokens are asked for, and nothing is to be drawn."""
+    asked: tuple[str, ...] = ()
+    """What the dialect remembers of the request until it answers; for nobody else."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -77,6 +83,8 @@ class Answer(msgspec.Struct, frozen=True):
     """The model's context; a sample that fills it ends as `length`."""
     token_bytes: Callable[[int], bytes]
     """The bytes that a token id stands for."""
+    asked: tuple[str, ...] = ()
+    """`Normal.asked`."""
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -108,10 +116,15 @@ class Streamed(msgspec.Struct, frozen=True):
     """`Normal.stream_usage`."""
     ignored: tuple[str, ...]
     token_bytes: Callable[[int], bytes]
+    asked: tuple[str, ...] = ()
+    """`Normal.asked`."""
 
 
 class Stream(Protocol):
     """The frames of one job in its protocol's own shape, as bytes of server-sent events."""
+
+    plain: bool
+    """Whether its pieces are the text as it stands, markup and thinking included, as in `RolloutState.response`."""
 
     def begin(self) -> bytes:
         """What comes before the first token."""
@@ -122,7 +135,7 @@ class Stream(Protocol):
         ...
 
     def end(self, answer: Answer, rest: Sequence[Sequence[Piece]]) -> bytes:
-        """What comes after the last segment: `rest`, which the view of each sample held back, then reasons and usage."""
+        """What comes after the last segment: `rest`, held back by each sample's view, then reasons and usage."""
         ...
 
 
@@ -142,6 +155,10 @@ class Dialect(Protocol):
 
     def error(self, error: RolloutError, job_id: str) -> bytes:
         """The error body, JSON."""
+        ...
+
+    def http_status(self, status: int) -> int:
+        """The HTTP status that clients of this protocol know, for one of ours."""
         ...
 
     def stream(self, streamed: Streamed) -> Stream:

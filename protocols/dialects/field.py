@@ -1,46 +1,90 @@
 """Verdicts on request fields: a body's struct names every field and says what becomes of it.
 
-A field without a verdict is honoured. `Annotated[object, ignored()]` is accepted without effect and
-reported; `Annotated[object, refused()]` is a 400 that names it. Neutral values, null among them,
-mean what happens anyway and are accepted in silence. Fields that the struct lacks are unknown, and
-refused by the decoder.
+A field without a verdict is honoured. The others are `Annotated[object, ignored()]`, `withheld()` or
+`refused()`, and the request's `rollout.unsupported` decides whether such a field is reported as
+ignored or a 400 that names it:
+
+    rollout.unsupported    absent      warn        ignore      error
+    ignored                reported    reported    reported    400
+    withheld               400         reported    reported    400
+    refused                400         400         reported    400
+
+Neutral values, null among them, mean what happens anyway and are accepted in silence. Fields that
+the struct lacks are unknown, and refused by the decoder.
 """
 
 import re
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TypeVar, get_type_hints
 
 import msgspec
 
 from protocols.codec import encode_json
+from protocols.dialects.base import Unsupported
 from protocols.errors import UnsupportedOption
 
 Value = TypeVar("Value")
 _INDEX = re.compile(r"\[\d+\]")
+
+IGNORED: frozenset[Unsupported | None] = frozenset({None, "warn", "ignore"})
+WITHHELD: frozenset[Unsupported | None] = frozenset({"warn", "ignore"})
+REFUSED: frozenset[Unsupported | None] = frozenset({"ignore"})
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What becomes of a field that is not honoured."""
 
-    refuse: bool
+    tolerated: frozenset[Unsupported | None]
+    """The values of `rollout.unsupported` under which it is reported; under the others it is a 400."""
     neutral: tuple[object, ...]
     """Values that mean what happens anyway."""
 
 
 def ignored(*neutral: object) -> Verdict:
-    """Accepted without effect, and reported."""
-    return Verdict(refuse=False, neutral=(None, *neutral))
+    """Harmless: it changes neither the tokens nor what is told of them."""
+    return Verdict(IGNORED, (None, *neutral))
+
+
+def withheld(*neutral: object) -> Verdict:
+    """It asks for more than is told here, and changes no token."""
+    return Verdict(WITHHELD, (None, *neutral))
 
 
 def refused(*neutral: object) -> Verdict:
-    """A 400 that names the field and its neutral values."""
-    return Verdict(refuse=True, neutral=(None, *neutral))
+    """It would change the tokens."""
+    return Verdict(REFUSED, (None, *neutral))
+
+
+class Report:
+    """What becomes of the fields of one request that are not honoured: noted here, or refused."""
+
+    def __init__(self, unsupported: Unsupported | None) -> None:
+        self._unsupported = unsupported
+        self._noted: dict[str, None] = {}
+
+    @property
+    def noted(self) -> tuple[str, ...]:
+        """Fields without effect, each once: indices are left out, as in `messages[].name`."""
+        return tuple(self._noted)
+
+    def ignore(self, field: str, why: str = "it has no effect here") -> None:
+        """Note a harmless field; raises UnsupportedOption where the request wants to know."""
+        self.judge(IGNORED, field, why)
+
+    def refuse(self, field: str, why: str) -> None:
+        """Raise UnsupportedOption, unless the request wants such fields to be ignored."""
+        self.judge(REFUSED, field, why)
+
+    def judge(self, tolerated: frozenset[Unsupported | None], field: str, why: str) -> None:
+        """Note a field or refuse it, as the request wants it."""
+        if self._unsupported not in tolerated:
+            raise UnsupportedOption(f"`{field}`: {why}", param=field)
+        self._noted[_INDEX.sub("[]", field)] = None
 
 
 class Verdicts:
-    """The fields of one struct that have a verdict: two at least."""
+    """The fields of one struct that have a verdict."""
 
     def __init__(self, kind: type[msgspec.Struct]) -> None:
         hints = get_type_hints(kind, include_extras=True)
@@ -50,31 +94,20 @@ class Verdicts:
             for verdict in getattr(hint, "__metadata__", ())
             if isinstance(verdict, Verdict)
         }
-        self._values = attrgetter(*self.by_field)
 
-    def check(self, value: msgspec.Struct, *at: str | int) -> list[str]:
-        """Fields of `value` at path `at` that have no effect; raises UnsupportedOption.
-
-        Indices are left out, so that `messages[].name` is reported once for all messages.
-        """
-        values = self._values(value)
+    def check(self, value: msgspec.Struct, report: Report, *at: str | int) -> None:
+        """Report or refuse fields of `value`, which lies at path `at`; raises UnsupportedOption."""
+        values = [getattr(value, name) for name in self.by_field]
         if values.count(None) == len(values):
-            return []
-        given = zip(self.by_field, values, strict=True)
-        reported = [path(*at, name) for name, said in given if self._reports(name, said, at)]
-        return [_INDEX.sub("[]", field) for field in reported]
+            return
+        for (name, verdict), given in zip(self.by_field.items(), values, strict=True):
+            if given not in verdict.neutral:
+                report.judge(verdict.tolerated, path(*at, name), _why(verdict))
 
-    def _reports(self, name: str, value: object, at: tuple[str | int, ...]) -> bool:
-        verdict = self.by_field[name]
-        if value in verdict.neutral:
-            return False
-        if not verdict.refuse:
-            return True
-        field = path(*at, name)
-        accepted = ", ".join(encode_json(neutral).decode() for neutral in verdict.neutral)
-        raise UnsupportedOption(
-            f"`{field}`: not supported; leave it out, or send one of: {accepted}", param=field
-        )
+
+def _why(verdict: Verdict) -> str:
+    accepted = ", ".join(encode_json(neutral).decode() for neutral in verdict.neutral)
+    return f"not supported; leave it out, or send one of: {accepted}"
 
 
 def path(*at: str | int) -> str:
@@ -82,11 +115,13 @@ def path(*at: str | int) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in at).lstrip(".")
 
 
-def chosen(unused: list[str], default: Value, **aliases: Value | None) -> Value:
-    """The first alias that is given, else `default`; others that differ are added to `unused`."""
+def chosen(report: Report, at: str, default: Value, **aliases: Value | None) -> Value:
+    """The first alias that is given, else `default`; others below path `at` that differ are reported."""
     given = {name: value for name, value in aliases.items() if value is not None}
     if not given:
         return default
-    winner = next(iter(given.values()))
-    unused += [name for name, value in given.items() if value != winner]
-    return winner
+    winner, *_ = given
+    for name, value in given.items():
+        if value != given[winner]:
+            report.ignore(at + name, f"`{at}{winner}` says otherwise, and wins; send one of them")
+    return given[winner]

@@ -10,18 +10,33 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from protocols.codec import encode_json, parse_json
-from protocols.dialects.base import Answer, Name, Normal, Options
-from protocols.dialects.field import Verdicts, refused
-from protocols.dialects.openai_chat import Usage, usage_of
+from protocols.dialects.base import Answer, Name, Normal, Options, Streamed
+from protocols.dialects.choice import Offer
+from protocols.dialects.field import Report, Verdicts, ignored, withheld
+from protocols.dialects.generate_stream import GenerateStream, replay
+from protocols.dialects.openai_call import ToolCall, calls_of
 from protocols.dialects.openai_error import error_body
 from protocols.dialects.openai_message import Turns, messages_of
-from protocols.dialects.result import Result, finish_of, finite
+from protocols.dialects.openai_stream import error_frame
+from protocols.dialects.openai_tool import (
+    Choice,
+    Effort,
+    Format,
+    Mode,
+    Tools,
+    format_guide,
+    offer,
+    reasoning,
+)
+from protocols.dialects.openai_usage import Usage, usage_of
+from protocols.dialects.result import Result, finish_of, finite, output_of, tops_of
 from protocols.dialects.sampling import (
     Sampling,
     Seed,
     Stops,
     TokenId,
     Tokens,
+    TopLogprobs,
     sample_params,
 )
 from protocols.errors import InvalidRequest, RolloutError
@@ -29,14 +44,18 @@ from protocols.rollout_state import RolloutState, SampleParams, Status, TokenIds
 
 
 class Params(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """SampleParams, and what else XTuner's has."""
+    """SampleParams, and what else XTuner's has; what it calls `guide` is a `response_format` here."""
 
     max_tokens: Tokens | None = None
     stops: Stops | None = None
     sampling_seed: Seed | None = None
     return_logprob: bool | None = None
-    stream: Annotated[object, refused(False)] = None
-    return_routed_experts: Annotated[object, refused(False)] = None
+    top_logprobs: TopLogprobs | None = None
+    response_format: Format | None = None
+    stream: bool | None = None
+    return_token_ids: Annotated[object, ignored(True)] = None
+    """They are what this dialect is for."""
+    return_routed_experts: Annotated[object, withheld(False)] = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,8 +65,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     prompt: Annotated[str, Meta(min_length=1)] | None = None
     """Plain text, not put into a chat template."""
     messages: Turns | None = None
+    tools: Tools | None = None
+    tool_choice: Mode | Choice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    """`TemplateKwargs`; open, so that any other name is a refused one and not an unknown one."""
     sample_params: Params | None = None
     model: Name | None = None
+    stream: bool | None = None
     rollout: Options | None = None
 
 
@@ -70,6 +97,10 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
     policy_versions: tuple[tuple[int, int], ...]
     stop_reason: str | int | UnsetType = UNSET
     """The stop string or stop token id that matched."""
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    """In OpenAI's shape; `text` holds their markup too."""
+    parse_error: str | UnsetType = UNSET
+    """Why markup stayed text."""
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
@@ -91,13 +122,16 @@ class Generate:
     def normalize(self, body: bytes) -> Normal:
         """The normal form of a request body; raises RequestError."""
         request = parse_json(_decoder, body)
-        params = request.sample_params or Params()
-        unused = _params.check(params, "sample_params")
+        options, params = request.rollout or Options(), request.sample_params or Params()
+        report = Report(options.unsupported)
+        _params.check(params, report, "sample_params")
+        offered = offer(request.tools, request.tool_choice, request.parallel_tool_calls, report)
         return Normal(
-            _state_of(request, _sample_params(params, unused), unused),
+            _state_of(request, offered, _sample_params(params, offered, report), report),
             request.model,
-            request.rollout or Options(),
-            tuple(dict.fromkeys(unused)),
+            options,
+            stream=bool(request.stream or params.stream),
+            ignored=report.noted,
         )
 
     def respond(self, answer: Answer) -> bytes:
@@ -113,12 +147,30 @@ class Generate:
             )
         )
 
+    def stream(self, streamed: Streamed) -> GenerateStream:
+        """The frames of a job that begins."""
+        return GenerateStream(streamed, self.respond)
+
+    def replay(self, body: bytes) -> bytes:
+        """The frames of a whole response."""
+        return replay(body)
+
+    def error_frame(self, body: bytes) -> bytes:
+        """The event that ends a stream which cannot go on."""
+        return error_frame(body)
+
     def error(self, error: RolloutError, job_id: str) -> bytes:
         """OpenAI's error body."""
         return error_body(error)
 
+    def http_status(self, status: int) -> int:
+        """Ours, as they are."""
+        return status
 
-def _state_of(request: Request, params: SampleParams, unused: list[str]) -> RolloutState:
+
+def _state_of(
+    request: Request, offered: Offer, params: SampleParams, report: Report
+) -> RolloutState:
     sources = (request.input_ids, request.prompt, request.messages)
     given = len(sources) - sources.count(None)
     if given != 1:
@@ -129,20 +181,31 @@ def _state_of(request: Request, params: SampleParams, unused: list[str]) -> Roll
     return RolloutState(
         prompt_ids=TokenIds(request.input_ids or ()),
         prompt=request.prompt,
-        message=messages_of(request.messages, unused) if request.messages else (),
+        message=messages_of(request.messages, report) if request.messages else (),
+        tools=offered.tools,
+        tool_choice=offered.choice,
+        reasoning=reasoning(
+            request.reasoning_effort,
+            request.enable_thinking,
+            request.chat_template_kwargs,
+            report,
+        ),
         sample_params=params,
     )
 
 
-def _sample_params(params: Params, unused: list[str]) -> SampleParams:
+def _sample_params(params: Params, offered: Offer, report: Report) -> SampleParams:
+    at = "sample_params."
     return sample_params(
         params,
-        unused,
-        at="sample_params.",
+        report,
+        at=at,
         max_tokens=params.max_tokens,
         stops=tuple(params.stops or ()),
         sampling_seed=params.sampling_seed,
         return_logprob=params.return_logprob is not False,
+        top_logprobs=params.top_logprobs,
+        guide=format_guide(offered, params.response_format, f"{at}response_format", report),
     )
 
 
@@ -153,15 +216,11 @@ def _sample(state: RolloutState) -> Sample:
         state.text,
         state.response_ids.tolist(),
         finite(state.logprobs) if params.return_logprob else None,
-        _tops(state) if params.return_logprob and params.top_logprobs else None,
+        tops_of(state) if params.return_logprob and params.top_logprobs else None,
         finish_of(state),
         state.status,
         state.policy_versions,
         UNSET if state.stop_reason is None else state.stop_reason,
+        calls_of(output_of(state)) or UNSET,
+        UNSET if state.parse_error is None else state.parse_error,
     )
-
-
-def _tops(state: RolloutState) -> list[list[tuple[int, float]]]:
-    width = state.sample_params.top_logprobs
-    flat = list(zip(state.top_ids.tolist(), finite(state.top_logprobs), strict=True))
-    return [flat[at * width : (at + 1) * width] for at in range(len(state.response_ids))]

@@ -1,7 +1,7 @@
 """The frames of OpenAI's chat completions.
 
-A chunk for the role of each choice, then its deltas as they come, a chunk with its finish reason, the usage where it was
-asked for, and `[DONE]`. What comes last is taken from the whole response, so that both say the same.
+A chunk for the role of each choice, then its deltas as they come, a chunk with its finish reason, the usage where it
+was asked for, and `[DONE]`. What comes last is taken from the whole response, so that both say the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,11 +9,16 @@ from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
+from msgspec.structs import replace
 
 from protocols.dialects.base import Answer, Piece, Streamed
-from protocols.dialects.openai_stream import logprobs_of
+from protocols.dialects.openai_body import TOKEN_IDS
+from protocols.dialects.openai_call import call_id
+from protocols.dialects.openai_chat_response import ChoiceLogprobs, logprobs_of
+from protocols.dialects.openai_stream import part_of
 from protocols.dialects.sse import DONE, data
 from protocols.job import Segment
+from protocols.rollout_state import RolloutState
 
 
 class CallFunction(msgspec.Struct, frozen=True, gc=False):
@@ -48,10 +53,11 @@ class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
 
     index: int
     delta: Delta = Delta()
-    logprobs: Raw | object | None = None
+    logprobs: Raw | ChoiceLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: Raw | UnsetType = UNSET
-    token_ids: Raw | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    """vLLM's, where `return_token_ids` asks for it: those of this chunk."""
     rollout: Raw | UnsetType = UNSET
     """Of one sample among several: its tokens, log-probabilities and policy versions."""
 
@@ -65,7 +71,6 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     model: str
     choices: tuple[ChunkChoice, ...]
     usage: Raw | UnsetType | None = UNSET
-    prompt_token_ids: Raw | UnsetType = UNSET
     rollout: Raw | UnsetType = UNSET
     """In the last chunk with a choice: what the whole response has under this name."""
 
@@ -98,9 +103,9 @@ class WholeChoice(msgspec.Struct, frozen=True):
     index: int
     message: WholeMessage
     finish_reason: str
-    logprobs: Raw | None = None
+    logprobs: Raw = Raw(b"null")
     stop_reason: Raw | UnsetType = UNSET
-    token_ids: Raw | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
     rollout: Raw | UnsetType = UNSET
 
 
@@ -113,7 +118,6 @@ class Whole(msgspec.Struct, frozen=True):
     choices: tuple[WholeChoice, ...]
     usage: Raw
     rollout: Raw | UnsetType = UNSET
-    prompt_token_ids: Raw | UnsetType = UNSET
 
 
 _decoder = msgspec.json.Decoder(Whole)
@@ -122,30 +126,40 @@ _decoder = msgspec.json.Decoder(Whole)
 class ChatStream:
     """Of one job."""
 
+    plain = False
+
     def __init__(self, streamed: Streamed, respond: Callable[[Answer], bytes]) -> None:
         """`respond` makes the whole response."""
         self._streamed, self._respond = streamed, respond
-        self._calls = [-1] * len(streamed.states)
+        self._shows_ids = TOKEN_IDS in streamed.asked
+        self._open_calls = [-1] * len(streamed.states)
         """Index of the tool call that is open, by sample."""
         self._chunks = _Chunks(
-            f"chatcmpl-{streamed.job_id}", streamed.created_s, streamed.model, streamed.usage
+            f"chatcmpl-{streamed.job_id}", streamed.created_s, streamed.model, usage=streamed.usage
         )
 
     def begin(self) -> bytes:
         """The role of each choice."""
-        return b"".join([self._chunks.role(index) for index in range(len(self._calls))])
+        return b"".join([self._chunks.role(index) for index in range(len(self._open_calls))])
 
     def add(self, segment: Segment, pieces: Sequence[Piece]) -> bytes:
         """A chunk for each piece; the segment's log-probabilities are in the first."""
         choices = list(self._pieces(segment.index, pieces))
         state = self._streamed.states[segment.index]
-        if state.sample_params.return_logprob:
-            shown = logprobs_of(
-                segment, state.sample_params.top_logprobs, self._streamed.token_bytes
-            )
+        if state.sample_params.return_logprob or self._shows_ids:
             first = choices[0] if choices else ChunkChoice(segment.index)
-            choices[:1] = [msgspec.structs.replace(first, logprobs=shown)]
+            choices[:1] = [self._with_tokens(first, state, segment)]
         return b"".join([self._chunks.chunk(choice) for choice in choices])
+
+    def _with_tokens(
+        self, choice: ChunkChoice, state: RolloutState, segment: Segment
+    ) -> ChunkChoice:
+        shown = logprobs_of(part_of(state, segment), self._streamed.token_bytes)
+        return replace(
+            choice,
+            logprobs=shown if state.sample_params.return_logprob else None,
+            token_ids=segment.token_ids.tolist() if self._shows_ids else UNSET,
+        )
 
     def end(self, answer: Answer, rest: Sequence[Sequence[Piece]]) -> bytes:
         """What was held back, then finish reasons and usage."""
@@ -166,26 +180,27 @@ class ChatStream:
                 yield Delta(reasoning_content=piece.text, reasoning=piece.text)
             case "tool_use":
                 if piece.opens:
-                    self._calls[index] += 1
-                    yield call_delta(self._calls[index], piece.id, piece.name)
+                    self._open_calls[index] += 1
+                    yield call_delta(self._open_calls[index], call_id(piece.id), piece.name)
                 if piece.text:
-                    more = CallDelta(self._calls[index], CallFunction(piece.text))
+                    more = CallDelta(self._open_calls[index], CallFunction(piece.text))
                     yield Delta(tool_calls=(more,))
 
 
-def call_delta(at: int, call_id: str, name: str) -> Delta:
+def call_delta(at: int, named: str, name: str) -> Delta:
     """Where a tool call begins."""
-    return Delta(tool_calls=(CallDelta(at, CallFunction("", name), call_id, "function"),))
+    return Delta(tool_calls=(CallDelta(at, CallFunction("", name), named, "function"),))
 
 
 class _Chunks:
     """What all chunks of a job share."""
 
-    def __init__(self, name: str, created_s: int, model: str, usage: bool) -> None:
+    def __init__(self, name: str, created_s: int, model: str, *, usage: bool) -> None:
         self._name, self._created_s, self._model, self._usage = name, created_s, model, usage
 
-    def chunk(self, choice: ChunkChoice) -> bytes:
-        return data(self._chunk((choice,), None if self._usage else UNSET))
+    def chunk(self, choice: ChunkChoice, rollout: Raw | UnsetType = UNSET) -> bytes:
+        usage = None if self._usage else UNSET
+        return data(replace(self._chunk(usage), choices=(choice,), rollout=rollout))
 
     def role(self, index: int) -> bytes:
         return self.chunk(ChunkChoice(index, Delta(role="assistant", content="")))
@@ -195,26 +210,19 @@ class _Chunks:
         *others, final = [
             ChunkChoice(
                 choice.index,
-                Delta(),
                 finish_reason=choice.finish_reason,
                 stop_reason=choice.stop_reason,
                 rollout=choice.rollout,
             )
             for choice in whole.choices
         ]
-        ending = msgspec.structs.replace(
-            self._chunk((final,), None if self._usage else UNSET), rollout=whole.rollout
-        )
-        usage = data(self._chunk((), whole.usage)) if self._usage else b""
-        return b"".join([*map(self.chunk, others), data(ending), usage, DONE])
+        usage = data(self._chunk(whole.usage)) if self._usage else b""
+        ends = [*map(self.chunk, others), self.chunk(final, whole.rollout)]
+        return b"".join([*ends, usage, DONE])
 
-    def _chunk(self, choices: tuple[ChunkChoice, ...], usage: Raw | UnsetType | None) -> Chunk:
+    def _chunk(self, usage: Raw | UnsetType | None) -> Chunk:
         return Chunk(
-            id=self._name,
-            created=self._created_s,
-            model=self._model,
-            choices=choices,
-            usage=usage,
+            id=self._name, created=self._created_s, model=self._model, choices=(), usage=usage
         )
 
 
@@ -225,7 +233,9 @@ def replay(body: bytes) -> bytes:
     frames = [chunks.role(choice.index) for choice in whole.choices]
     for choice in whole.choices:
         deltas = list(_whole_deltas(choice.message)) or [Delta()]
-        first = ChunkChoice(choice.index, deltas[0], logprobs=choice.logprobs)
+        first = ChunkChoice(
+            choice.index, deltas[0], logprobs=choice.logprobs, token_ids=choice.token_ids
+        )
         frames += map(chunks.chunk, [first, *(ChunkChoice(choice.index, d) for d in deltas[1:])])
     return b"".join([*frames, chunks.last(whole)])
 

@@ -34,5 +34,7 @@ def error_body(error: RolloutError) -> bytes:
 
 def _type_of(error: RolloutError) -> str:
     status = error.http_status
-    by_blame = "invalid_request_error" if status in (400, 404, 409, 413) else "server_error"
+    by_blame = (
+        "invalid_request_error" if status in (400, 401, 403, 404, 409, 413) else "server_error"
+    )
     return TYPES.get(status, by_blame)

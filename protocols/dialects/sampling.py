@@ -6,11 +6,13 @@ import msgspec
 from msgspec import Meta
 
 from protocols.dialects.base import MAX_SAMPLES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOP_LOGPROBS
-from protocols.dialects.field import chosen, ignored
+from protocols.dialects.field import Report, chosen, ignored
 from protocols.errors import InvalidRequest
+from protocols.message import Guide
 from protocols.rollout_state import SampleParams
 
 MAX_STOP_TOKEN_IDS = 64
+MAX_BIASES = 1024
 MAX_TOKEN_ID = 2**32 - 1
 SEED_MASK = 2**63 - 1
 NEUTRAL = SampleParams()
@@ -31,6 +33,9 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[Stop], Meta(max_length=MAX_STOPS)]
 StopTokenIds = Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Biases = Annotated[dict[TokenId, Bias], Meta(max_length=MAX_BIASES)]
+"""By token id, which JSON spells as a string."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,35 +58,29 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     include_stop_str_in_output: bool | None = None
     no_stop_trim: bool | None = None
     skip_special_tokens: bool | None = None
-    top_logprobs: TopLogprobs | None = None
-    return_token_ids: Annotated[object, ignored(True)] = None
-    """Token ids are always returned."""
+    logit_bias: Biases | None = None
     spaces_between_special_tokens: Annotated[object, ignored(False)] = None
 
 
 def sample_params(
     given: Sampling,
-    unused: list[str],
+    report: Report,
     *,
     at: str = "",
     max_tokens: int | None,
     stops: tuple[str, ...],
     sampling_seed: int | None,
     return_logprob: bool,
+    top_logprobs: int | None,
+    guide: Guide | None,
 ) -> SampleParams:
     """The parameters of a request, whose fields lie under `at`.
 
     Raises InvalidRequest where two of them clash.
     """
-    losers: list[str] = []
-    min_tokens = chosen(losers, 0, min_tokens=given.min_tokens, min_new_tokens=given.min_new_tokens)
-    keep_stop = chosen(
-        losers,
-        False,
-        include_stop_str_in_output=given.include_stop_str_in_output,
-        no_stop_trim=given.no_stop_trim,
+    min_tokens = chosen(
+        report, at, 0, min_tokens=given.min_tokens, min_new_tokens=given.min_new_tokens
     )
-    unused += [at + name for name in losers]
     if max_tokens is not None and min_tokens > max_tokens:
         field = f"{at}min_tokens"
         raise InvalidRequest(
@@ -99,9 +98,17 @@ def sample_params(
         frequency_penalty=given.frequency_penalty or NEUTRAL.frequency_penalty,
         stops=stops,
         stop_token_ids=tuple(given.stop_token_ids or ()),
-        include_stop_str_in_output=keep_stop,
+        include_stop_str_in_output=chosen(
+            report,
+            at,
+            False,
+            include_stop_str_in_output=given.include_stop_str_in_output,
+            no_stop_trim=given.no_stop_trim,
+        ),
         skip_special_tokens=given.skip_special_tokens is not False,
         return_logprob=return_logprob,
-        top_logprobs=given.top_logprobs or 0,
+        top_logprobs=top_logprobs or 0,
+        logit_bias=tuple(sorted((given.logit_bias or {}).items())),
+        guide=guide,
         sampling_seed=None if sampling_seed is None else sampling_seed & SEED_MASK,
     )

@@ -219,7 +219,7 @@ class Broker:
         return [raw.decode() for raw in found[1]] if found else []
 
     async def progress(self, places: Sequence[tuple[str, str]], *, most: int) -> list[list[Entry]]:
-        """For each job id and entry id, up to `most` entries of its progress stream after that one; `0` is before all."""
+        """For each job id and entry id, up to `most` entries of its progress stream after that; `0` is before all."""
         commands: list[Command] = [
             ("XRANGE", self.keys.progress(job_id), f"({after}", "+", "COUNT", most)
             for job_id, after in places

@@ -1,0 +1,45 @@
+"""Anthropic's error body and HTTP statuses."""
+
+import msgspec
+
+from protocols.codec import encode_json
+from protocols.errors import RolloutError
+
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""HTTP status of ours to Anthropic's `type`; any other is an `api_error`."""
+OVERLOADED = 529
+
+
+class Error(msgspec.Struct, frozen=True):
+    """What is under `error`."""
+
+    type: str
+    message: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True, tag="error"):
+    """An error body."""
+
+    error: Error
+    request_id: str
+
+
+def error_body(error: RolloutError, job_id: str) -> bytes:
+    """`{"type": "error", "error": {type, message}, "request_id"}`."""
+    kind = ERROR_TYPES.get(error.http_status, "api_error")
+    return encode_json(ErrorBody(Error(kind, error.message), job_id))
+
+
+def http_status(status: int) -> int:
+    """Anthropic's HTTP status for one of ours."""
+    return OVERLOADED if status == 503 else status
