@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from protocols.codec import encode_json
-from protocols.dialects import error_body
+from protocols.dialects import error_body, http_status
 from protocols.errors import NoLiveWorker, QueueFull, RolloutError, ServerUnavailable
 from protocols.job import Reply
 
@@ -14,8 +14,6 @@ JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 RETRY_S = 1.0
 IGNORED_CHARS = 1024
-OVERLOADED = 529
-"""What Anthropic's clients know as an overloaded server."""
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -56,7 +54,7 @@ def of_reply(reply: Reply, protocol: str) -> Response:
         headers["x-should-retry"] = "false"
     elif ignored := _ignored(reply.body):
         headers["x-rollout-ignored"] = ignored
-    return Response(status_of(reply.code, protocol), headers, reply.body)
+    return Response(http_status(protocol, reply.code), headers, reply.body)
 
 
 def of_error(
@@ -68,17 +66,12 @@ def of_error(
     """
     headers = {"content-type": JSON, **ids(request_id), **_advice(error, again)}
     body = error_body(protocol, error, request_id)
-    return Response(status_of(error.http_status, protocol), headers, body)
+    return Response(http_status(protocol, error.http_status), headers, body)
 
 
 def ids(request_id: str) -> dict[str, str]:
     """The request id where OpenAI's clients look for it, and where Anthropic's do."""
     return {"x-request-id": request_id, "request-id": request_id}
-
-
-def status_of(status: int, protocol: str) -> int:
-    """As the protocol's clients know it."""
-    return OVERLOADED if status == 503 and protocol.startswith("claude.") else status
 
 
 def _advice(error: RolloutError, again: bool | None) -> dict[str, str]:

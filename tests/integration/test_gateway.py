@@ -123,10 +123,8 @@ def test_a_missing_key_is_told_in_the_shape_of_the_route(start_gateway: StartGat
     assert chat.json()["error"]["code"] == "invalid_api_key"
     assert claude.json()["error"]["type"] == "authentication_error"
     assert chat.headers["x-request-id"] == chat.headers["request-id"]
-    with (
-        GatewayDoor(gateway.url, "wrong-key-of-16-letters").openai() as made,
-        pytest.raises(openai.AuthenticationError),
-    ):
+    made = GatewayDoor(gateway.url, "wrong-key-of-16-letters").openai()
+    with made, pytest.raises(openai.AuthenticationError):
         made.models.list()
 
 
@@ -211,9 +209,9 @@ def test_commands_are_answered_per_worker_and_refused_with_the_right_order(
 ) -> None:
     workers = {serve().worker_id, serve().worker_id}
     with http(start_gateway()) as ask:
-        refused = ask.post("/onload")
+        refused = ask.post("/offload")
         assert refused.status_code == 409
-        assert "offload" in refused.json()["error"]["message"]
+        assert "pause" in refused.json()["error"]["message"]
         for verb, body in (
             ("pause", {"mode": "drain"}),
             ("offload", {"level": 1}),
@@ -300,7 +298,7 @@ def test_heads_that_are_too_long_are_refused(start_gateway: StartGateway) -> Non
     with http(start_gateway()) as ask:
         assert ask.post(f"/v1/messages?{'x' * 5000}", json=CLAUDE).json()["type"] == "error"
         assert ask.get("/metadata", headers={"x": "y" * 40_000}).status_code == 431
-        assert ask.get("/metadata", headers={"x": "y" * 100_000}).status_code == 400
+        assert ask.get("/metadata", headers={"x": "y" * 100_000}).status_code in (400, 431)
 
 
 def test_more_requests_than_it_may_hold_are_refused(
@@ -309,13 +307,9 @@ def test_more_requests_than_it_may_hold_are_refused(
     serve()
     gateway = start_gateway(ROLLOUTQ_GATEWAY_MOST_REQUESTS="1")
     with http(gateway) as one, http(gateway) as other:
-        slow = threading.Thread(
-            target=lambda: one.post(
-                "/generate",
-                json={"prompt": "x", "rollout": SLOW["rollout"]},
-                headers={"x-rollout-timeout-s": "3"},
-            )
-        )
+        body = {"prompt": "x", "rollout": SLOW["rollout"]}
+        limit = {"x-rollout-timeout-s": "3"}
+        slow = threading.Thread(target=lambda: one.post("/generate", json=body, headers=limit))
         slow.start()
         wait_until(look.job_ids, "the first is taken")
         refused = other.post("/generate", json={"prompt": "x"})

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anthropic
@@ -78,14 +79,26 @@ def create_of(made: Any) -> Any:  # noqa: ANN401 - of either client
     return made.chat.completions.create if hasattr(made, "chat") else made.messages.create
 
 
-def opened(door: Door, kind: str, *, timeout: float = 30, **extra: object) -> Any:  # noqa: ANN401
+@contextmanager
+def opened(door: Door, kind: str, *, timeout: float = 30, **extra: object) -> Iterator[Any]:
+    """A stream of the sync client of that kind, which is closed after it."""
     made: Any = door.openai() if kind == "openai" else door.anthropic()
-    return create_of(made)(**wanted(timeout, extra))
+    with made:
+        yield create_of(made)(**wanted(timeout, extra))
 
 
-async def opened_async(door: Door, kind: str, *, timeout: float = 30, **extra: object) -> Any:  # noqa: ANN401, ASYNC109
+@asynccontextmanager
+async def opened_async(
+    door: Door,
+    kind: str,
+    *,
+    timeout: float = 30,  # noqa: ASYNC109 - the client's own
+    **extra: object,
+) -> AsyncIterator[Any]:
+    """A stream of the async client of that kind, which is closed after it."""
     made: Any = door.async_openai() if kind == "openai" else door.async_anthropic()
-    return await create_of(made)(**wanted(timeout, extra))
+    async with made:
+        yield await create_of(made)(**wanted(timeout, extra))
 
 
 def text_in(chunk: Any) -> str:  # noqa: ANN401
@@ -94,13 +107,18 @@ def text_in(chunk: Any) -> str:  # noqa: ANN401
     return getattr(getattr(chunk, "delta", None), "text", "")
 
 
+async def _all(stream: Any) -> list[Any]:  # noqa: ANN401
+    return [chunk async for chunk in stream]
+
+
 def script(text: str, **more: object) -> dict[str, object]:
     return {"script": {"text": text, **more}}
 
 
 @BOTH
 def test_a_sync_stream_is_whole(door: Door, kind: str, new_jobs: NewJobs) -> None:
-    chunks = list(opened(door, kind, rollout=script(TEXT)))
+    with opened(door, kind, rollout=script(TEXT)) as stream:
+        chunks = list(stream)
     assert "".join(map(text_in, chunks)) == TEXT
     if kind == "openai":
         assert chunks[0].choices[0].delta.role == "assistant"
@@ -113,8 +131,8 @@ def test_a_sync_stream_is_whole(door: Door, kind: str, new_jobs: NewJobs) -> Non
 @BOTH
 async def test_many_async_streams_are_whole(door: Door, kind: str) -> None:
     async def one(number: int) -> str:
-        stream = await opened_async(door, kind, rollout=script(f"{number}:{TEXT}"))
-        return "".join([text_in(chunk) async for chunk in stream])
+        async with opened_async(door, kind, rollout=script(f"{number}:{TEXT}")) as stream:
+            return "".join([text_in(chunk) async for chunk in stream])
 
     texts = await asyncio.gather(*(one(number) for number in range(20)))
     assert texts == [f"{number}:{TEXT}" for number in range(20)]
@@ -125,16 +143,17 @@ async def test_a_stream_that_says_done_returns_at_once_and_cancels_nothing(
 ) -> None:
     """OpenAI's client closes the body as soon as it has read `[DONE]`."""
     for _ in range(5):
-        stream = await opened_async(door, "openai", rollout=script(TEXT))
-        async for chunk in stream:
-            if chunk.choices[0].finish_reason:
-                ended_s = time.monotonic()
-        assert time.monotonic() - ended_s < 0.08
+        async with opened_async(door, "openai", rollout=script(TEXT)) as stream:
+            async for chunk in stream:
+                if chunk.choices[0].finish_reason:
+                    ended_s = time.monotonic()
+            assert time.monotonic() - ended_s < 0.08
     assert new_jobs.statuses() == ["completed"] * 5
 
 
 def test_usage_comes_last_where_it_is_asked_for(door: Door) -> None:
-    *_, last = opened(door, "openai", stream_options={"include_usage": True})
+    with opened(door, "openai", stream_options={"include_usage": True}) as stream:
+        *_, last = stream
     assert last.choices == []
     assert last.usage.completion_tokens == 6
 
@@ -143,8 +162,8 @@ def test_usage_comes_last_where_it_is_asked_for(door: Door) -> None:
 def test_a_refusal_comes_with_its_status_before_any_frame(
     door: Door, kind: str, new_jobs: NewJobs
 ) -> None:
-    with pytest.raises(ERRORS) as refused:
-        opened(door, kind, model="gpt-9")
+    with pytest.raises(ERRORS) as refused, opened(door, kind, model="gpt-9"):
+        pass
     assert refused.value.status_code == 404
     assert new_jobs.statuses() == ["failed"]
 
@@ -153,12 +172,11 @@ def test_a_refusal_comes_with_its_status_before_any_frame(
 def test_what_fails_in_the_middle_ends_in_an_error_that_the_client_raises(
     door: Door, kind: str, new_jobs: NewJobs
 ) -> None:
-    stream = opened(
-        door, kind, rollout=script("x" * 300, ms_per_token=5, fail="error", at_token=200)
-    )
+    told = script("x" * 300, ms_per_token=5, fail="error", at_token=200)
     seen: list[str] = []
-    with pytest.raises(ERRORS):
+    with opened(door, kind, rollout=told) as stream, pytest.raises(ERRORS):
         seen.extend(text_in(chunk) for chunk in stream)
+    assert len("".join(seen)) <= 200
     assert new_jobs.statuses() == ["failed"]
 
 
@@ -166,28 +184,29 @@ def test_what_fails_in_the_middle_ends_in_an_error_that_the_client_raises(
 async def test_a_time_limit_in_the_middle_ends_in_the_deadline_s_error(
     door: Door, kind: str, new_jobs: NewJobs
 ) -> None:
-    stream = await opened_async(door, kind, timeout=5.0, **SLOW)
-    began_s, seen = time.monotonic(), 0
-    with pytest.raises(ERRORS) as late:
-        async for _ in stream:
-            seen += 1
-    assert seen > 1
+    began_s = time.monotonic()
+    async with opened_async(door, kind, timeout=5.0, **SLOW) as stream:
+        await anext(stream)
+        with pytest.raises(ERRORS) as late:
+            await _all(stream)
     assert time.monotonic() - began_s < 8
     assert "time limit" in str(late.value)
     await asyncio.to_thread(new_jobs.wait_for, "expired")
 
 
 def test_a_sync_stream_ends_by_its_job_s_deadline(door: Door, new_jobs: NewJobs) -> None:
-    with pytest.raises(ERRORS) as late:
-        list(opened(door, "openai", timeout=5.0, **SLOW))
+    with opened(door, "openai", timeout=5.0, **SLOW) as stream, pytest.raises(ERRORS) as late:
+        list(stream)
     assert late.value.code == "deadline_exceeded"
     new_jobs.wait_for("expired")
 
 
 @BOTH
 def test_leaving_a_sync_stream_cancels_its_job(door: Door, kind: str, new_jobs: NewJobs) -> None:
-    with opened(door, kind, **SLOW) as stream:
+    with opened(door, kind, **SLOW) as stream, stream:
         next(iter(stream))
+        stream.close()
+        new_jobs.wait_for("cancelled")
     new_jobs.wait_for("cancelled")
 
 
@@ -195,10 +214,10 @@ def test_leaving_a_sync_stream_cancels_its_job(door: Door, kind: str, new_jobs: 
 async def test_closing_an_async_stream_cancels_its_job(
     door: Door, kind: str, new_jobs: NewJobs
 ) -> None:
-    stream = await opened_async(door, kind, **SLOW)
-    await anext(aiter(stream))
-    await stream.close()
-    await asyncio.to_thread(new_jobs.wait_for, "cancelled")
+    async with opened_async(door, kind, **SLOW) as stream:
+        await anext(aiter(stream))
+        await stream.close()
+        await asyncio.to_thread(new_jobs.wait_for, "cancelled")
 
 
 @BOTH
@@ -208,7 +227,7 @@ async def test_cancelling_the_task_that_reads_cancels_the_job(
     begun = asyncio.Event()
 
     async def read() -> None:
-        async with await opened_async(door, kind, **SLOW) as stream:
+        async with opened_async(door, kind, **SLOW) as stream, stream:
             async for _ in stream:
                 begun.set()
 
@@ -224,7 +243,7 @@ async def test_a_scope_that_ends_in_the_middle_cancels_the_job(
     door: Door, kind: str, new_jobs: NewJobs
 ) -> None:
     with anyio.move_on_after(60) as scope:
-        async with await opened_async(door, kind, **SLOW) as stream:
+        async with opened_async(door, kind, **SLOW) as stream, stream:
             async for _ in stream:
                 scope.cancel()
     await asyncio.to_thread(new_jobs.wait_for, "cancelled")
@@ -234,7 +253,12 @@ async def test_a_stream_that_waits_for_its_first_token_can_be_left(
     door: Door, new_jobs: NewJobs
 ) -> None:
     slow = script("x" * 10, ms_per_token=30_000)
-    task = asyncio.create_task(opened_async(door, "openai", rollout=slow))
+
+    async def wait() -> None:
+        async with opened_async(door, "openai", rollout=slow) as stream:
+            await _all(stream)
+
+    task = asyncio.create_task(wait())
     await asyncio.to_thread(new_jobs.wait_for, "running")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
