@@ -27,13 +27,14 @@ from protocols.errors import (
 )
 from protocols.job import ROLLOUT_STATUS, JobStatus
 from protocols.queue.rows import Lease, job_of, protocol_of
-from protocols.rollout_state import RolloutState
+from protocols.rollout_state import RolloutState, Status
 from worker.checkpoint import Checkpoint, StreamedCheckpoint
 from worker.engines.base import Call, Engine, Generation
 from worker.framer import Framer
 from worker.outcome import Completed, Ended, HandedBack, Lost, Outcome, Retried
 from worker.parse import Sample
-from worker.render import check, render
+from worker.regions import PLAIN, Reading
+from worker.render import check, heard, reading_of, render
 
 Order = Literal["cancel", "expire", "stale", "lost", "hand back", "abort"]
 """Why an attempt shall end before its generation does."""
@@ -113,6 +114,7 @@ class Attempt:
         self,
         engine: Engine,
         call: Call,
+        reading: Reading = PLAIN,
         stream: "Callable[[], Stream] | None" = None,
         cuts: str | None = None,
     ) -> list[Sample]:
@@ -120,7 +122,7 @@ class Attempt:
 
         With a stream, checkpoints carry its frames, cut also where `cuts` (of the job) says.
         """
-        samples = [Sample(call.params, engine.tokenizer) for _ in range(call.params.n)]
+        samples = [Sample(call.params, engine.tokenizer, reading) for _ in range(call.params.n)]
         for segment in self.lease.kept:
             samples[segment.index].add(segment)
         checkpoint = Checkpoint(samples)
@@ -191,13 +193,17 @@ async def run_job(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
 async def _generate_answer(attempt: Attempt, engine: Engine, pool: str) -> Outcome:
     job = job_of(attempt.lease)
     dialect = dialect_of(job.protocol)
-    normal = dialect.normalize(job.body)
+    normal = heard(dialect.normalize(job.body), engine)
     check(normal, engine, pool)
     prompt, call = await render(normal, job, engine)
     attempt.prompt = prompt
-    streamed = (job.stream or normal.stream) and not normal.counts
+    if normal.counts:
+        counted = replace(prompt, rollout_id=f"{job.id}/0", status=Status.COMPLETED)
+        return _answer(attempt, dialect, normal, (counted,), engine)
+    reading = reading_of(prompt, engine.tokenizer)
+    streamed = job.stream or normal.stream
     stream = _stream(attempt.lease, dialect, normal, prompt, engine) if streamed else None
-    samples = await attempt.draw(engine, call, stream, job.cuts)
+    samples = await attempt.draw(engine, call, reading, stream, job.cuts)
     states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
     return _answer(attempt, dialect, normal, states, engine)
 
@@ -208,8 +214,8 @@ def _stream(
     streamed = Streamed(
         job_id=lease.job_id,
         model=normal.model or engine.model,
-        created_s=lease.queued_ms
-        // 1000,  # not the attempt's: another goes on with the same frames
+        # not the attempt's: another goes on with the same frames
+        created_s=lease.queued_ms // 1000,
         states=tuple(replace(prompt, index=index) for index in range(prompt.sample_params.n)),
         usage=normal.stream_usage,
         ignored=normal.ignored,
@@ -245,8 +251,8 @@ def _answer(
     return Completed(
         body=dialect.respond(answer),
         state=codec.pack_states(states),
-        policy_version=max(versions),
-        oldest_version=min(versions),
+        policy_version=max(versions, default=engine.policy_version),
+        oldest_version=min(versions, default=engine.policy_version),
         segments=tuple(segments),
         frames=frames,
         tokens=sum(len(state.response_ids) for state in states),

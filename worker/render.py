@@ -8,11 +8,16 @@ from msgspec.structs import replace
 from protocols.dialects.base import Normal
 from protocols.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedOption
 from protocols.job import Job
+from protocols.message import Block, Image, Text, Thinking, ToolResult, ToolUse
 from protocols.rollout_state import RolloutState, SampleParams, TokenIds
-from worker.engines.base import Call, Engine, Turn
+from worker.engines.base import Call, Engine, Tokenizer
+from worker.regions import PLAIN, Reading
+from worker.turns import images_of, options_of, tools_of, turns_of
 
 THREAD_BYTES = 64 * 1024
 """A longer prompt is tokenized beside the event loop."""
+END_TOKENS = 32
+"""A prompt that opens the thinking ends with that, within so many tokens."""
 _NEUTRAL = SampleParams()
 
 
@@ -23,6 +28,7 @@ def check(normal: Normal, engine: Engine, pool: str) -> None:
             f"`model`: {normal.model[:80]!r} is not served here; pool {pool} serves {engine.model!r}",
             param="model",
         )
+    _check_blocks(normal.state, engine)
     params = normal.state.sample_params
     for name in SampleParams.__struct_fields__:
         if getattr(params, name) != getattr(_NEUTRAL, name) and name not in engine.capabilities:
@@ -46,22 +52,34 @@ def check(normal: Normal, engine: Engine, pool: str) -> None:
             )
 
 
+def heard(normal: Normal, engine: Engine) -> Normal:
+    """With `ignored` as it is for this engine: a chat template may have no switch for thinking."""
+    wanted = options_of(normal.state.reasoning)
+    if not wanted or not wanted.keys().isdisjoint(engine.tokenizer.template.options):
+        return normal
+    return replace(normal, ignored=(*normal.ignored, "reasoning"))
+
+
 async def render(normal: Normal, job: Job, engine: Engine) -> tuple[RolloutState, Call]:
-    """The rollout state with its prompt as token ids, and the call; raises ContextLengthExceeded."""
+    """The rollout state with its prompt as token ids, and the call.
+
+    Raises ContextLengthExceeded, unless tokens are only counted; InvalidRequest for what the chat template refuses.
+    """
     state, context = normal.state, engine.context_tokens
     size = _text_bytes(state)
-    if size > context * engine.tokenizer.longest_token_bytes:
+    if size > context * engine.tokenizer.longest_token_bytes and not normal.counts:
         raise _too_long(state, f"{size} bytes", context)
     tokenize = asyncio.to_thread(_prompt_ids, state, engine) if size > THREAD_BYTES else None
     prompt_ids = await tokenize if tokenize else _prompt_ids(state, engine)
     room = context - len(prompt_ids)
-    if room <= 0:
+    if room <= 0 and not normal.counts:
         raise _too_long(state, f"{len(prompt_ids)} tokens", context)
     if not prompt_ids:
         raise InvalidRequest("`prompt`: it has no tokens", param="prompt")
     params = state.sample_params
     seed = seed_of(job.id) if params.sampling_seed is None else params.sampling_seed
-    params = replace(params, max_tokens=min(params.max_tokens or room, room), sampling_seed=seed)
+    most = max(0, min(params.max_tokens or room, room))
+    params = replace(params, max_tokens=most, sampling_seed=seed)
     state = replace(
         state,
         prompt_ids=prompt_ids,
@@ -70,6 +88,37 @@ async def render(normal: Normal, job: Job, engine: Engine) -> tuple[RolloutState
         session_id=job.session or normal.options.session,
     )
     return state, Call(prompt_ids=prompt_ids, params=params, script=normal.options.script)
+
+
+def reading_of(state: RolloutState, tokenizer: Tokenizer) -> Reading:
+    """What the response of a prompt is read for: markup in a conversation, calls where there are tools."""
+    markup = tokenizer.markup
+    if not state.message:
+        return PLAIN
+    if not state.tools or state.tool_choice.mode == "none":
+        markup = replace(markup, call=None)
+    return Reading(markup, thinking=_thinks(state.prompt_ids, tokenizer))
+
+
+def _thinks(prompt_ids: TokenIds, tokenizer: Tokenizer) -> bool:
+    """Whether the prompt ends with an opened thinking."""
+    if tokenizer.markup.thinking is None:
+        return False
+    end = b"".join(map(tokenizer.token_bytes, prompt_ids[-END_TOKENS:]))
+    return end.rstrip().endswith(tokenizer.markup.thinking[0].encode())
+
+
+def _check_blocks(state: RolloutState, engine: Engine) -> None:
+    for number, _ in images_of(state.message):
+        raise UnsupportedOption(
+            f"`messages[{number}].content`: engine {engine.name} takes no images",
+            param=f"messages[{number}].content",
+        )
+    if state.tools and engine.tokenizer.markup.call is None:
+        raise UnsupportedOption(
+            f"`tools`: how the model {engine.model} marks a call of a tool is not known here",
+            param="tools",
+        )
 
 
 def seed_of(job_id: str) -> int:
@@ -82,14 +131,31 @@ def _prompt_ids(state: RolloutState, engine: Engine) -> TokenIds:
         return state.prompt_ids
     if state.prompt is not None:
         return engine.tokenizer.encode(state.prompt)
-    return engine.tokenizer.render(
-        [Turn(role=m.role, content="".join(b.text for b in m.content)) for m in state.message]
-    )
+    tokenizer = engine.tokenizer
+    # a model that may not call a tool is not told of any
+    tools = tools_of(state.tools if state.tool_choice.mode != "none" else ())
+    turns = turns_of(state.message, tools, tokenizer.template, tokenizer.markup.call or ("", ""))
+    shown = tools if tokenizer.template.tools else ()
+    return tokenizer.render(turns, shown, options_of(state.reasoning))
 
 
 def _text_bytes(state: RolloutState) -> int:
-    texts = [block.text for message in state.message for block in message.content]
-    return sum(map(len, texts)) + len(state.prompt or "")
+    blocks = [block for message in state.message for block in message.content]
+    texts = [_length(block) for block in blocks]
+    tools = [len(tool.parameters) for tool in state.tools]
+    return sum(texts) + sum(tools) + len(state.prompt or "")
+
+
+def _length(block: Block) -> int:
+    match block:
+        case Text() | Thinking():
+            return len(block.text)
+        case ToolUse():
+            return len(block.arguments)
+        case ToolResult():
+            return sum(map(_length, block.content))
+        case Image():
+            return 0
 
 
 def _too_long(state: RolloutState, size: str, context: int) -> ContextLengthExceeded:

@@ -16,7 +16,9 @@ def begins_with(lead: AnyStr, mark: AnyStr, space: AnyStr) -> bool | None:
     text = lead.lstrip(space)
     if len(lead) - len(text) > LEAD_CHARS:
         return False
-    return True if text.startswith(mark) else (None if mark.startswith(text) else False)
+    if text[: len(mark)] == mark:
+        return True
+    return None if mark[: len(text)] == text else False
 
 
 def may_begin(text: AnyStr, marks: Sequence[AnyStr]) -> int:
@@ -26,7 +28,7 @@ def may_begin(text: AnyStr, marks: Sequence[AnyStr]) -> int:
 
 
 def _begun(end: AnyStr, marks: Sequence[AnyStr]) -> bool:
-    return any(len(mark) > len(end) and mark.startswith(end) for mark in marks)
+    return any(len(mark) > len(end) and mark[: len(end)] == end for mark in marks)
 
 
 class StopSearch:

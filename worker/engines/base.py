@@ -4,8 +4,9 @@ An engine draws tokens and says which policy version drew them. It knows nothing
 or text stop strings: the pipeline watches the text and tells the engine when a sample has ended.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol, TypedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NotRequired, Protocol, TypedDict
 
 import msgspec
 
@@ -59,11 +60,69 @@ class Markup(msgspec.Struct, frozen=True):
     """Around JSON of an object with `name` and `arguments`."""
 
 
+NO_OPTIONS: Mapping[str, bool | str] = MappingProxyType({})
+
+
+class Function(TypedDict):
+    """A call as a chat template wants it."""
+
+    name: str
+    arguments: dict[str, object] | str
+    """An object; the raw text where that is no JSON of one."""
+
+
+class TurnCall(TypedDict):
+    """A call in a turn of the assistant."""
+
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
 class Turn(TypedDict):
     """One message as a chat template wants it."""
 
     role: str
+    """system, user, assistant or tool."""
     content: str
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[TurnCall]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
+class Declared(TypedDict):
+    """A tool as a chat template wants it."""
+
+    name: str
+    description: NotRequired[str]
+    parameters: object
+
+
+class TurnTool(TypedDict):
+    """A tool, as OpenAI writes it."""
+
+    type: Literal["function"]
+    function: Declared
+
+
+class Template(msgspec.Struct, frozen=True):
+    """What a model's chat template can show. What it cannot is told in words of ours, or in another turn."""
+
+    tools: bool = False
+    """Tools, calls of them, and results in turns of role tool."""
+    system: bool = True
+    """A system turn at the beginning."""
+    late_system: bool = False
+    """One anywhere."""
+    neighbours: bool = True
+    """Two turns of one role beside each other."""
+    options: frozenset[str] = frozenset()
+    """Its switches of `OPTIONS`."""
+
+
+OPTIONS = ("enable_thinking", "thinking", "reasoning_effort")
+"""Variables by which chat templates are told whether and how much to think."""
 
 
 class Tokenizer(Protocol):
@@ -75,6 +134,7 @@ class Tokenizer(Protocol):
     """Tokens that `skip_special_tokens` leaves out of a text."""
     markup: Markup
     """How the model thinks and calls tools."""
+    template: Template
 
     def encode(self, text: str) -> TokenIds:
         """Token ids of a text, without special tokens around it."""
@@ -84,8 +144,16 @@ class Tokenizer(Protocol):
         """The text of some token ids; an incomplete character at the end is U+FFFD."""
         ...
 
-    def render(self, turns: Sequence[Turn]) -> TokenIds:
-        """A conversation in the model's chat template, up to where the assistant speaks."""
+    def render(
+        self,
+        turns: Sequence[Turn],
+        tools: Sequence[TurnTool] = (),
+        options: Mapping[str, bool | str] = NO_OPTIONS,
+    ) -> TokenIds:
+        """A conversation in the model's chat template, up to where the assistant speaks.
+
+        Raises InvalidRequest where the template refuses it.
+        """
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -1,18 +1,18 @@
 """A Hugging Face tokenizer as the engine interface wants it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import jinja2
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from protocols.errors import ConfigError, InvalidRequest
+from protocols.errors import ConfigError
 from protocols.rollout_state import TokenIds
-from worker.engines.base import Markup, Turn
+from worker.engines.base import NO_OPTIONS, Turn, TurnTool
+from worker.engines.chat_template import ChatTemplate
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -34,19 +34,19 @@ class HFTokenizer:
             raise ConfigError(
                 f"the tokenizer of the model {directory.name!r} has no tokenizer.json"
             )
-        self._template: Any = loaded
+        self._end = cast("int | None", loaded.eos_token_id)
         self._backend: Backend = loaded.backend_tokenizer
         self._bytes = _bytes_of_tokens(self._backend)
         self.longest_token_bytes = max(map(len, self._bytes), default=1)
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        self.markup = _markup(self._template)
+        self._chat = ChatTemplate(loaded)
+        self.template, self.markup = self._chat.shows, self._chat.markup
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """The token that ends a turn, where the tokenizer names one."""
-        end = cast("int | None", self._template.eos_token_id)
-        return frozenset() if end is None else frozenset([end])
+        return frozenset() if self._end is None else frozenset([self._end])
 
     def encode(self, text: str) -> TokenIds:
         """Token ids of a text, without special tokens around it."""
@@ -57,33 +57,21 @@ class HFTokenizer:
         """The text of some token ids; an incomplete character at the end is U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def render(self, turns: Sequence[Turn]) -> TokenIds:
+    def render(
+        self,
+        turns: Sequence[Turn],
+        tools: Sequence[TurnTool] = (),
+        options: Mapping[str, bool | str] = NO_OPTIONS,
+    ) -> TokenIds:
         """A conversation in the model's chat template, up to where the assistant speaks.
 
         Raises InvalidRequest where the template refuses the conversation or the model has none.
         """
-        if not self._template.chat_template:
-            raise InvalidRequest(
-                "messages: this model has no chat template; send a prompt or token ids",
-                param="messages",
-            )
-        try:
-            text = self._template.apply_chat_template(
-                [dict(turn) for turn in turns], add_generation_prompt=True, tokenize=False
-            )
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(
-                f"messages: the model's chat template refuses them: {error}", param="messages"
-            ) from None
-        return self.encode(cast("str", text))
+        return self.encode(self._chat.text(turns, tools, options))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token id stands for; none for an id that the vocabulary leaves empty."""
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
-
-
-def _markup(tokenizer: Any) -> Markup:  # noqa: ANN401  (transformers' types are partial)
-    return Markup(thinking=("<think>", "</think>"), call=("<tool_call>", "</tool_call>"))
 
 
 def _bytes_of_tokens(backend: Backend) -> list[bytes]:

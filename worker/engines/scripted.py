@@ -1,19 +1,36 @@
 """The engine without a model, for tests and benchmarks: one token per UTF-8 byte, answers known beforehand.
 
 It echoes the last user text, or what the job's script says, at the pace of the script; it fails
-where the script says so. Log-probabilities are a fixed function of token and position.
+where the script says so. Under a guide it says the smallest value of the schema, or calls the first
+tool with the smallest arguments. Log-probabilities are a fixed function of token and position.
 """
 
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import msgspec
 
 from protocols.dialects.base import Script
 from protocols.errors import EngineFailed
 from protocols.job import Segment
+from protocols.message import CallGuide, JsonGuide
 from protocols.rollout_state import FinishReason, Logprobs, SampleParams, TokenIds
-from worker.engines.base import Call, Counters, Markup, Memory, Tokenizer, Turn, Weights
+from worker.engines.base import (
+    NO_OPTIONS,
+    OPTIONS,
+    Call,
+    Counters,
+    Markup,
+    Memory,
+    Template,
+    Tokenizer,
+    Turn,
+    TurnTool,
+    Weights,
+)
+from worker.engines.instance import smallest
 from worker.engines.weight_files import find, verify
 from worker.engines.weights import (
     after_offload,
@@ -25,26 +42,28 @@ from worker.engines.weights import (
     refusing,
 )
 
-END, SYSTEM, USER, ASSISTANT, CLOSE = 256, 257, 258, 259, 260
-VOCABULARY = 261
+END, SYSTEM, USER, ASSISTANT, CLOSE, TOOL = 256, 257, 258, 259, 260, 261
+VOCABULARY = 262
 CONTEXT_TOKENS = 131_072
 CAPABILITIES = frozenset({*SampleParams.__struct_fields__, "script", "offload", "update_weights"})
-_ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+_ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": TOOL}
 _SPECIAL = {
     END: b"<|end|>",
     SYSTEM: b"<|system|>",
     USER: b"<|user|>",
     ASSISTANT: b"<|assistant|>",
     CLOSE: b"<|close|>",
+    TOOL: b"<|tool|>",
 }
 
 
 class ByteTokenizer:
-    """Bytes are tokens; five special ones mark turns and the end."""
+    """Bytes are tokens; six special ones mark turns and the end."""
 
     longest_token_bytes = 1
     special_ids = frozenset(_SPECIAL)
     markup = Markup(thinking=("<think>", "</think>"), call=("<tool_call>", "</tool_call>"))
+    template = Template(tools=True, late_system=True, options=frozenset(OPTIONS))
 
     def encode(self, text: str) -> TokenIds:
         """One token per byte."""
@@ -58,12 +77,21 @@ class ByteTokenizer:
         kept = (i for i in ids if i < 256 or not skip_special_tokens)
         return b"".join(self.token_bytes(i) for i in kept).decode(errors="replace")
 
-    def render(self, turns: Sequence[Turn]) -> TokenIds:
-        """Each turn between its role's mark and a closing one."""
+    def render(
+        self,
+        turns: Sequence[Turn],
+        tools: Sequence[TurnTool] = (),
+        options: Mapping[str, bool | str] = NO_OPTIONS,
+    ) -> TokenIds:
+        """Each turn between its role's mark and a closing one; tools as JSON in a system turn of their own.
+
+        `options` change nothing: it thinks where its script does.
+        """
         ids = TokenIds()
-        for turn in turns:
+        told = [Turn(role="system", content=_json(tools))] if tools else []
+        for turn in [*told, *turns]:
             ids.append(_ROLES[turn["role"]])
-            ids.extend(turn["content"].encode())
+            ids.extend(_written(turn).encode())
             ids.append(CLOSE)
         ids.append(ASSISTANT)
         return ids
@@ -145,7 +173,7 @@ class ScriptedGeneration:
     def __init__(self, engine: ScriptedEngine, call: Call) -> None:
         self._engine, self._params = engine, call.params
         self._script = call.script or Script()
-        answer = self._script.text.encode() if self._script.text is not None else _echo(call)
+        answer = _answer(call, engine.tokenizer.markup)
         most = call.params.max_tokens or CONTEXT_TOKENS
         self._ids = TokenIds([*answer, END][:most])
         self._reason: FinishReason = "stop" if most > len(answer) else "length"
@@ -239,8 +267,39 @@ class ScriptedGeneration:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _written(turn: Turn) -> str:
+    thinking = turn.get("reasoning_content")
+    parts = [f"<think>{thinking}</think>"] if thinking else []
+    calls = [_json(call["function"]) for call in turn.get("tool_calls", [])]
+    return "".join([*parts, turn["content"], *(f"<tool_call>{call}</tool_call>" for call in calls)])
+
+
 def _look_at(path: str, sha256: str | None) -> None:
     verify(find(path), sha256)
+
+
+def _answer(call: Call, markup: Markup) -> bytes:
+    """What the script says; else what the guide wants; else the last user text."""
+    guide = call.params.guide
+    if call.script is not None and call.script.text is not None:
+        return call.script.text.encode()
+    match guide:
+        case JsonGuide():
+            return smallest(guide.schema).encode()
+        case CallGuide():
+            opens, closes = markup.call or ("", "")
+            tool = guide.tools[0]
+            called = {
+                "name": tool.name,
+                "arguments": msgspec.Raw(smallest(tool.parameters).encode()),
+            }
+            return f"{opens}\n{_json(called)}\n{closes}".encode()
+        case None:
+            return _echo(call)
 
 
 def _echo(call: Call) -> bytes:
