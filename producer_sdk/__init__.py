@@ -7,6 +7,7 @@ from producer_sdk.client import Client
 from producer_sdk.fleet import Fleet
 from producer_sdk.future import Future, Pending
 from producer_sdk.group import Group
+from producer_sdk.official import anthropic_client, openai_client
 from producer_sdk.results import Results
 from producer_sdk.session import Session, SessionSample
 from producer_sdk.stream import Stream
@@ -98,4 +99,6 @@ __all__ = [
     "UnknownProtocol",
     "UnsupportedOption",
     "WorkerLost",
+    "anthropic_client",
+    "openai_client",
 ]

@@ -1,13 +1,14 @@
 """The client: one object, sync and async, cheap to pickle."""
 
 import concurrent.futures
+import importlib
 import itertools
 import os
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
 from msgspec.structs import replace
@@ -34,6 +35,11 @@ from protocols.queue.keys import Keys
 from protocols.queue.link import check_url
 from protocols.queue.rows import check_job, checked_session
 from protocols.rollout_state import SampleParams, TokenIds
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from producer_sdk.transport import AsyncTransport, Transport
 
 CANCEL_MOST = 500
 MAP_WINDOW = 1024
@@ -149,12 +155,12 @@ class Client:
 
     def submit(
         self,
-        body: Mapping[str, Any],
+        body: Mapping[str, Any] | bytes,
         *,
         protocol: str = DEFAULT_PROTOCOL,
         **options: Unpack[JobOptions],
     ) -> Future[Reply]:
-        """Enqueue a request body in its dialect.
+        """Enqueue a request body in its dialect; as bytes, it is JSON already and travels as it is.
 
         The same `job_id` with the same body is the same job, however often it is submitted. Raises
         InvalidRequest or BodyTooLarge at once; whatever else is wrong stands in the reply.
@@ -164,7 +170,7 @@ class Client:
 
     def stream(
         self,
-        body: Mapping[str, Any],
+        body: Mapping[str, Any] | bytes,
         *,
         protocol: str = DEFAULT_PROTOCOL,
         **options: Unpack[JobOptions],
@@ -263,12 +269,15 @@ class Client:
         if (job_id is None) == (run is None):
             raise InvalidRequest("cancel: give either job_id= or run=")
 
+        courier = self._started()
+
         async def cancel(broker: Broker) -> int:
             ids = [job_id] if job_id is not None else await broker.run_ids(str(run))
+            dropped = await courier.withdraw(ids)
             answers: list[str] = []
             for start in range(0, len(ids), CANCEL_MOST):
                 answers += await broker.cancel(ids[start : start + CANCEL_MOST])
-            return sum(answer in ("cancelled", "stopping") for answer in answers)
+            return dropped + sum(answer in ("cancelled", "stopping") for answer in answers)
 
         return self._ask(cancel, "cancel")
 
@@ -295,6 +304,14 @@ class Client:
         """The pool's live workers and what waits for them."""
         return self._ask(look, "fleet")
 
+    def transport(self) -> "AsyncTransport":
+        """For `httpx2.AsyncClient(transport=…)`: official clients then talk over Redis, with no port open."""
+        return _transports().AsyncTransport(self)
+
+    def sync_transport(self) -> "Transport":
+        """For `httpx2.Client(transport=…)`, as `transport`."""
+        return _transports().Transport(self)
+
     def _cancel_one(self, job_id: str) -> Pending[int]:
         return self.cancel(job_id=job_id)
 
@@ -320,11 +337,11 @@ class Client:
                 courier = self._courier
         return courier
 
-    def _job(self, body: Mapping[str, Any], protocol: str, options: JobOptions) -> Job:
+    def _job(self, body: Mapping[str, Any] | bytes, protocol: str, options: JobOptions) -> Job:
         courier = self._started()
         timeout_s = options.get("timeout_s")
         try:
-            encoded = codec.encode_json(body)
+            encoded = body if isinstance(body, bytes) else codec.encode_json(body)
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidRequest(f"body: not JSON: {error}", param="body") from None
         return check_job(
@@ -342,6 +359,13 @@ class Client:
                 max_staleness=options.get("max_staleness"),
             )
         )
+
+
+def _transports() -> "ModuleType":
+    try:
+        return importlib.import_module("producer_sdk.transport")
+    except ImportError:
+        raise ConfigError("the transport needs httpx2: pip install 'rolloutq[transport]'") from None
 
 
 def _settings(**given: Any) -> Settings:  # noqa: ANN401 - judged here

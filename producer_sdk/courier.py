@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from producer_sdk.fleet import SEEN_MS, no_live_worker
 from producer_sdk.following import Batch, Feed, Followers
 from protocols.cancellation import cancel
 from protocols.errors import (
+    Cancelled,
     JobNotFound,
     NoLiveWorker,
     QueueError,
@@ -48,6 +49,7 @@ QUIET_S = 10.0
 CLOSE_S = 10.0
 GOODBYE_S = 1.0
 REFUSED_PAUSE_S = 2.0
+ARRIVAL_POLL_S = 0.005
 
 Value = TypeVar("Value")
 ReplyFuture = concurrent.futures.Future[Reply]
@@ -93,7 +95,8 @@ class Courier:
         self.pid = os.getpid()
         self.inbox = f"{self.pid}-{secrets.token_hex(6)}"
         self._outstanding: dict[str, Outstanding] = {}
-        self._refused: dict[ReplyFuture, Callable[[], None]] = {}
+        self._refused: dict[ReplyFuture, tuple[str, Callable[[], None]]] = {}
+        """Jobs that wait for room in the backlog: their id, and how to send them again."""
         self._sending: dict[str, bool] = {}
         """Jobs on their way to the server; whether one was heard to have ended meanwhile."""
         self._arriving: deque[tuple[Job | str, ReplyFuture]] = deque()
@@ -221,9 +224,8 @@ class Courier:
         def told(answer: JobStatus | RolloutError | Exception) -> None:
             ended = self._sending.pop(job.id, False)
             if isinstance(answer, patient) and not self._closing:
-                self._refused[future] = partial(
-                    self._send, job, future, accepted_before=accepted_before
-                )
+                again = partial(self._send, job, future, accepted_before=accepted_before)
+                self._refused[future] = (job.id, again)
                 self._loop.call_later(answer.retry_after_s or 1.0, self._send_again, future)
             elif isinstance(answer, Exception):
                 future.set_exception(answer)
@@ -244,9 +246,24 @@ class Courier:
 
     def _send_again(self, future: ReplyFuture) -> None:
         """Send what was refused for now, unless its waiter has been told something else."""
-        send = self._refused.pop(future, None)
+        _, send = self._refused.pop(future, ("", None))
         if send is not None:
             send()
+
+    async def withdraw(self, job_ids: Collection[str]) -> int:
+        """Let jobs that are on their way arrive, and drop those that wait for room; how many were dropped.
+
+        In the client's own thread. An order to cancel them, sent after this, overtakes none.
+        """
+        while any(job_id in self._sending for job_id in job_ids):  # noqa: ASYNC110 - rare, and soon over
+            await asyncio.sleep(ARRIVAL_POLL_S)
+        dropped = {
+            future: job_id for future, (job_id, _) in self._refused.items() if job_id in job_ids
+        }
+        for future, job_id in dropped.items():
+            del self._refused[future]
+            future.set_exception(Cancelled(f"job {job_id} was cancelled before it was accepted"))
+        return len(dropped)
 
     def _expect(self, job_id: str, future: ReplyFuture) -> Outstanding:
         entry = self._outstanding.get(job_id)

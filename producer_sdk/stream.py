@@ -159,6 +159,11 @@ class Frames(Reader[bytes]):
 
     _begun = False
 
+    @property
+    def ended(self) -> bool:
+        """Whether what came last is the end; true before that is handed out."""
+        return self._complete
+
     def _show(self, segment: Segment, known_tokens: int) -> Iterator[bytes]:
         if segment.frames and 0 < known_tokens < len(segment.token_ids):
             self._going = False  # frames cannot be cut
@@ -173,6 +178,7 @@ class Frames(Reader[bytes]):
 
     def _last(self, ended: Reply | RolloutError, protocol: str) -> Iterator[bytes]:
         dialect, job_id = dialect_of(protocol), self._source.reply.job_id
+        self._complete = True
         if isinstance(ended, Reply):
             if ended.status is not JobStatus.COMPLETED:
                 yield dialect.error_frame(ended.body)

@@ -31,6 +31,13 @@
     │   ├── WeightsRefused          409  these weights are not loaded; the old ones stay
     │   ├── EngineBusy              409  a generation is under way
     │   └── OutOfMemory             503  the device has no room for the weights
+    ├── HttpError               the HTTP front did not take the request
+    │   ├── KeyMissing              401  no key, or an unknown one
+    │   ├── KeyRefused              403  the key is for something else
+    │   ├── RouteNotFound           404  no such path
+    │   ├── MethodNotAllowed        405  the path takes another method
+    │   ├── RequestTooSlow          408  its body did not arrive in time
+    │   └── HeadTooLarge            431  its path or headers are too long
     ├── ResultTimeout           504  the wait ended, the job goes on
     └── ConfigError             400  a setting is wrong
 
@@ -264,6 +271,52 @@ class OutOfMemory(EngineError):
     code = "out_of_memory"
     http_status = 503
     retryable = True
+
+
+class HttpError(RolloutError):
+    """The HTTP front did not take the request."""
+
+
+class KeyMissing(HttpError):
+    """It carries no key, or one that is not known."""
+
+    code = "invalid_api_key"
+    http_status = 401
+
+
+class KeyRefused(HttpError):
+    """Its key is not for this route."""
+
+    code = "permission_denied"
+    http_status = 403
+
+
+class RouteNotFound(HttpError):
+    """There is no such path."""
+
+    code = "route_not_found"
+    http_status = 404
+
+
+class MethodNotAllowed(HttpError):
+    """The path takes another method."""
+
+    code = "method_not_allowed"
+    http_status = 405
+
+
+class RequestTooSlow(HttpError):
+    """Its body did not arrive in time."""
+
+    code = "request_too_slow"
+    http_status = 408
+
+
+class HeadTooLarge(HttpError):
+    """Its path or its headers are too long."""
+
+    code = "head_too_large"
+    http_status = 431
 
 
 class ResultTimeout(RolloutError, TimeoutError):

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
@@ -40,7 +40,13 @@ class Rolloutq(Protocol):
 class CommandProcess:
     """A running `rolloutq` with its output in a file; it ends with the block."""
 
-    def __init__(self, folder: Path, *words: str, path: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *words: str,
+        path: Sequence[Path] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Run `rolloutq` with these words in `folder`; Python looks for modules in `path` too."""
         self._log = folder / "rolloutq.log"
         kept = {name: text for name, text in os.environ.items() if not name.startswith("ROLLOUTQ_")}
@@ -50,7 +56,9 @@ class CommandProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=kept | {"PYTHONPATH": os.pathsep.join(map(str, [ROOT, *path]))},
+                env=kept
+                | {"PYTHONPATH": os.pathsep.join(map(str, [ROOT, *path]))}
+                | dict(environment or {}),
                 cwd=folder,
             )
         self._seen: set[psutil.Process] = set()

@@ -38,6 +38,11 @@ class Look:
         found: dict[bytes, bytes] = self("HGETALL", self.keys.reply(job_id))
         return {name.decode(): value.decode() for name, value in found.items() if name != b"state"}
 
+    def job_ids(self) -> set[str]:
+        """Of all jobs that have a reply key."""
+        prefix = self.keys.reply("")
+        return {key.decode().removeprefix(prefix) for key in self("KEYS", f"{prefix}*")}
+
     def length(self, lane: str) -> int:
         """Entries of a lane."""
         return int(self("XLEN", self.keys.jobs(lane)))

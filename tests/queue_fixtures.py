@@ -12,6 +12,7 @@ from producer_sdk import Client
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
 from protocols.queue.rows import Lease
+from tests.http_door import GatewayProcess
 from tests.pool_look import Look, wait_until
 from tests.servers import Server, ServerKind
 from tests.worker_process import StartWorker, WorkerProcess
@@ -125,6 +126,28 @@ def standing(standing_pools: Callable[[ServerKind], str], server_kind: ServerKin
     return standing_pools(server_kind)
 
 
+@pytest.fixture(scope="session")
+def standing_gateways(
+    shared_servers: Callable[[ServerKind], Server],
+    standing_pools: Callable[[ServerKind], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[ServerKind], str]]:
+    """A gateway of each standing pool, for the whole run, started when first asked for; its URL."""
+    gateways: dict[ServerKind, GatewayProcess] = {}
+
+    def standing(kind: ServerKind) -> str:
+        if kind not in gateways:
+            folder = tmp_path_factory.mktemp("gateway")
+            url, pool = shared_servers(kind).url, standing_pools(kind)
+            gateways[kind] = GatewayProcess(folder, url, pool)
+            gateways[kind].wait_ready()
+        return gateways[kind].url
+
+    yield standing
+    for gateway in gateways.values():
+        gateway.kill()
+
+
 async def open_pool(url: str, pool: str) -> None:
     """Prepare a pool and let jobs flow."""
     link = Link(url, name="opener")
@@ -146,6 +169,7 @@ __all__ = [
     "nothing_left",
     "serve",
     "standing",
+    "standing_gateways",
     "standing_pools",
     "take",
 ]

@@ -33,6 +33,7 @@ _COMMANDS = {
     "cancel": "Cancel a job, or all jobs of a run.",
     "control": "Pause, continue, offload, update, shut down: command the workers.",
     "dead": "List, show, requeue or purge dead letters.",
+    "gateway": "Answer OpenAI's and Anthropic's HTTP as jobs of a pool.",
     "status": "Show a pool's live workers and what waits for them.",
 }
 

@@ -7,6 +7,8 @@ from protocols.errors import NoLiveWorker, RolloutError
 
 TYPES = {429: "rate_limit_error"}
 """HTTP status to OpenAI's `type`; the rest follows from who is at fault."""
+_CLIENT_S = (400, 401, 403, 404, 405, 408, 409, 413, 431)
+"""Statuses that say that the request is at fault."""
 CODES = {NoLiveWorker.code: "overloaded"}
 """Where OpenAI's `code` is another than ours."""
 
@@ -34,7 +36,5 @@ def error_body(error: RolloutError) -> bytes:
 
 def _type_of(error: RolloutError) -> str:
     status = error.http_status
-    by_blame = (
-        "invalid_request_error" if status in (400, 401, 403, 404, 409, 413) else "server_error"
-    )
+    by_blame = "invalid_request_error" if status in _CLIENT_S else "server_error"
     return TYPES.get(status, by_blame)

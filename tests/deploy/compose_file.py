@@ -54,7 +54,6 @@ class Service(msgspec.Struct, forbid_unknown_fields=True):
     image: str
     command: list[str]
     environment: dict[str, str | int]
-    volumes: list[str]
     healthcheck: Healthcheck
     restart: str
     init: bool
@@ -66,6 +65,7 @@ class Service(msgspec.Struct, forbid_unknown_fields=True):
     build: Build | None = None
     user: str | None = None
     ports: list[str] = []
+    volumes: list[str] = []
     profiles: list[str] = []
     depends_on: dict[str, Condition] = {}
     shm_size: str | None = None

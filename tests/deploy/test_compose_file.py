@@ -5,17 +5,23 @@ import shlex
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
+from producer_sdk.cli.gateway import gateway
+from producer_sdk.gateway.settings import settings
+from protocols.errors import ConfigError
 from tests.deploy.compose_file import ROOT, Compose, compose, example, template, variables
 from worker.config import Config
 
 PASSWORDS = {f"{name}_PASSWORD" for name in ("TRAINER", "WORKER", "OPERATOR", "VIEWER", "ADMIN")}
+GATEWAY_KEYS = {"GATEWAY_KEYS", "GATEWAY_ADMIN_KEYS"}
 WORKERS = ("worker-1", "worker-2", "gpu-worker")
 
 
 @pytest.fixture
 def read() -> Compose:
-    return compose(example() | dict.fromkeys(PASSWORDS, "p4ssw0rd"))
+    keys = {name: f"p4ssw0rd-of-{name}" for name in GATEWAY_KEYS}
+    return compose(example() | dict.fromkeys(PASSWORDS, "p4ssw0rd") | keys)
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +30,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:  # pyrig
         monkeypatch.delenv(f"ROLLOUTQ_{name.upper()}", raising=False)
 
 
-def test_it_has_redis_two_cpu_workers_and_gpu_workers_by_a_profile(read: Compose) -> None:
-    assert list(read.services) == ["redis", *WORKERS]
+def test_it_has_redis_two_cpu_workers_a_gateway_and_gpu_workers_by_a_profile(read: Compose) -> None:
+    assert list(read.services) == ["redis", "worker-1", "worker-2", "gateway", "gpu-worker"]
     assert {name: one.profiles for name, one in read.services.items() if one.profiles} == {
         "gpu-worker": ["gpu"]
     }
@@ -36,7 +42,7 @@ def test_it_has_redis_two_cpu_workers_and_gpu_workers_by_a_profile(read: Compose
 
 def test_every_variable_is_in_the_example_and_every_one_there_is_used() -> None:
     assert variables(template()) == set(example())
-    assert {name for name, value in example().items() if not value} == PASSWORDS
+    assert {name for name, value in example().items() if not value} == PASSWORDS | GATEWAY_KEYS
 
 
 def test_no_secret_is_in_a_command_or_in_the_example(read: Compose) -> None:
@@ -70,6 +76,28 @@ def test_a_worker_s_command_and_healthcheck_are_what_the_command_line_takes(
     assert (serving.gpus, serving.tp) == (
         ("", 1) if serving.pool == "default" else ("0-7", serving.tp)
     )
+
+
+def test_the_gateway_s_command_and_settings_are_what_it_takes(
+    read: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = read.services["gateway"]
+    for variable, value in service.env.items():
+        monkeypatch.setenv(variable, value)
+    app = App(name="rolloutq")
+    app.command(gateway)
+    for words in (service.command, service.healthcheck.test[2:]):
+        app.parse_args(words, exit_on_error=False, print_error=False)
+    chosen = settings(grace_s=float(service.command[-1]))
+    assert (chosen.host, chosen.port) == ("0.0.0.0", 8000)
+    assert float(service.stop_grace_period.removesuffix("s")) >= chosen.grace_s + 10
+    assert service.env["ROLLOUTQ_URL"].startswith("redis://trainer:")
+    assert service.env["ROLLOUTQ_GATEWAY_CONTROL_URL"].startswith("redis://operator:")
+    assert service.ports == ["127.0.0.1:8000:8000"]
+    for key in GATEWAY_KEYS:
+        monkeypatch.setenv(f"ROLLOUTQ_{key}", "")
+    with pytest.raises(ConfigError, match="ROLLOUTQ_GATEWAY_KEYS"):
+        settings()
 
 
 @pytest.mark.parametrize("name", WORKERS)
@@ -121,8 +149,9 @@ def test_images_are_pinned_and_copy_what_is_there() -> None:
     assert re.search(r":\d+\.\d+\.\d+", compose(example()).services["redis"].image)
 
 
-def test_the_stage_that_compose_asks_for_is_there(read: Compose) -> None:
-    build = read.services["worker-1"].build
+@pytest.mark.parametrize("name", ["worker-1", "gateway"])
+def test_the_stage_that_compose_asks_for_is_there(read: Compose, name: str) -> None:
+    build = read.services[name].build
     assert build is not None
     assert f"AS {build.target}\n" in (ROOT / build.dockerfile).read_text()
 

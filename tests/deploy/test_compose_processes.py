@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from producer_sdk import Client
@@ -21,6 +22,7 @@ PASSWORDS = {
     for name in ("TRAINER", "WORKER", "OPERATOR", "VIEWER", "ADMIN")
 }
 CPU_WORKERS = ("worker-1", "worker-2")
+KEYS = {"GATEWAY_KEYS": "user-key-of-16-letters", "GATEWAY_ADMIN_KEYS": "admin-key-of-16-letters"}
 ROLLOUTQ = "import sys; from producer_sdk.cli import main; sys.exit(main())"
 
 
@@ -29,6 +31,7 @@ class Stack:
 
     def __init__(self, folder: Path, read: Compose, port: int) -> None:
         self.folder, self.read, self.port = folder, read, port
+        self.gateway_port = free_port()
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
@@ -109,6 +112,8 @@ class Stack:
             told["REDIS_PORT"] = str(self.port)
         if name in CPU_WORKERS:  # by its host name a container's health check finds its worker
             told["ROLLOUTQ_WORKER_ID"] = name
+        if "ROLLOUTQ_GATEWAY_PORT" in told:
+            told["ROLLOUTQ_GATEWAY_PORT"] = str(self.gateway_port)
         return kept | {"PYTHONPATH": str(ROOT), **self._machine()} | told
 
     def _machine(self) -> dict[str, str]:
@@ -154,7 +159,7 @@ def stack(tmp_path: Path, server_kind: ServerKind, cpu: dict[str, str]) -> Itera
         "REDIS_MAXMEMORY": "256mb",
     }
     with ExitStack() as ends:
-        made = Stack(tmp_path, compose(example() | PASSWORDS | chosen | cpu), free_port())
+        made = Stack(tmp_path, compose(example() | PASSWORDS | KEYS | chosen | cpu), free_port())
         ends.callback(made.kill)
         yield made
 
@@ -225,6 +230,32 @@ def test_the_cpu_workers_answer_with_the_real_model(stack: Stack) -> None:
     assert "Paris" in reply.response["choices"][0]["message"]["content"]
     for name in (*reversed(CPU_WORKERS), "redis"):
         assert stack.stop(name) == 0, stack.log(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_gateway_answers_with_the_rights_of_its_users(stack: Stack) -> None:
+    stack.start("redis")
+    stack.wait_healthy("redis")
+    for name in ("worker-1", "gateway"):
+        stack.start(name)
+    stack.wait_for("worker-1", "serves pool")
+    stack.wait_healthy("gateway")
+    user, admin = ({"x-api-key": key} for key in KEYS.values())
+    body = {"messages": [{"role": "user", "content": "hello"}]}
+    with httpx2.Client(base_url=f"http://127.0.0.1:{stack.gateway_port}", timeout=60) as http:
+        assert http.post("/v1/chat/completions", json=body).status_code == 401
+        answer = http.post("/v1/chat/completions", json=body, headers=user)
+        assert answer.json()["choices"][0]["message"]["content"] == "hello"
+        streamed = http.post("/v1/chat/completions", json=body | {"stream": True}, headers=user)
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        assert http.get("/v1/models", headers=user).json()["data"][0]["id"] == "scripted"
+        assert http.post("/pause", headers=user).status_code == 403
+        for verb in ("pause", "continue"):
+            told = http.post(f"/{verb}", headers=admin)
+            assert told.status_code == 200, told.text
+    assert stack.stop("gateway") == 0, stack.log("gateway")
+    assert not any(key in stack.log("gateway") for key in (*KEYS.values(), *PASSWORDS.values()))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from tests.queue_fixtures import (
     nothing_left,
     serve,
     standing,
+    standing_gateways,
     standing_pools,
     take,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "rolloutq",
     "serve",
     "standing",
+    "standing_gateways",
     "standing_pools",
     "take",
 ]
