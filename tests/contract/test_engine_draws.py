@@ -178,7 +178,7 @@ async def test_what_no_engine_could_take_is_refused(engine: Engine) -> None:
 
 
 async def test_more_samples_than_slots_wait_their_turn(engine: Engine) -> None:
-    generation = engine.generate(call(n=5, max_tokens=60))
+    generation = engine.generate(call(n=5, max_tokens=30))
     assert engine.counters()["waiting_samples"] == 5
     await anext(aiter(generation))
     counters = engine.counters()
