@@ -163,10 +163,10 @@ def test_from_an_update_on_every_token_is_that_of_the_new_weights(
     told_apart = sum(one > APART for one in by_old[cut:])
     assert told_apart > (LONG_TOKENS - cut) / 2
     show(
-        f"update under way (pause, offload 2, onload, update_weights, continue): {cut} tokens of version 0, within "
-        f"{max(by_old[:cut]):.1e} of transformers on the old weights; {LONG_TOKENS - cut} of version 1, within "
-        f"{max(by_new[cut:]):.1e} of it on the new,\n  whereas the old ones differ by more than {APART:g} at "
-        f"{told_apart} of these, by {max(by_old[cut:]):.2f} at most"
+        "a job under way at pause, offload 2, onload, update_weights, continue:\n"
+        f"  {cut} tokens of version 0, within {max(by_old[:cut]):.1e} of transformers on the old weights\n"
+        f"  {LONG_TOKENS - cut} tokens of version 1, within {max(by_new[cut:]):.1e} of transformers on the new ones\n"
+        f"  {told_apart} of these differ by more than {APART:g} from the old ones, by {max(by_old[cut:]):.2f} at most"
     )
 
     after = state_of(
@@ -212,7 +212,7 @@ def test_a_killed_worker_s_job_goes_on_from_its_kept_tokens(
     assert counted("generated") == rest
     assert counted("forwarded") == len(PROMPT) + LONG_TOKENS - 1
     show(
-        f"SIGKILL: {kept} of {LONG_TOKENS} tokens were kept; the heir drew {counted('generated')} and forwarded "
-        f"{counted('forwarded')} positions ({len(PROMPT)} + {LONG_TOKENS} - 1); all within {farthest:.1e} of "
-        "transformers"
+        f"a worker killed by SIGKILL: {kept} of {LONG_TOKENS} tokens were kept; the heir drew {counted('generated')}\n"
+        f"  and forwarded {counted('forwarded')} positions ({len(PROMPT)} + {LONG_TOKENS} - 1); "
+        f"all within {farthest:.1e} of transformers"
     )
