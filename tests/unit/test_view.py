@@ -1,5 +1,6 @@
 """What a response says, from its tokens: text, thinking and calls, and what is held back meanwhile."""
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -81,7 +82,7 @@ def test_calls_keep_their_order_their_raw_arguments_and_have_ids_of_their_own() 
     ids = [block.id for block in found if isinstance(block, ToolUse)]
     assert len(set(ids)) == 2
     assert ids == [b.id for b in read(f"{CALL}{CALL}") if isinstance(b, ToolUse)]
-    assert all(one.startswith("call_") for one in ids)
+    assert all(re.fullmatch("[0-9a-f]{24}", one) for one in ids)
 
 
 def test_another_sample_has_other_ids() -> None:

@@ -46,9 +46,10 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._source = str(tokenizer.chat_template or "")
         self.shows = self._tried()
-        self.markup = _markup(
-            self._source, getattr(tokenizer, "response_template", None), tools=self.shows.tools
-        )
+        # transformers below 5.23 leaves it among the fields that it does not know
+        known: object = tokenizer.init_kwargs.get("response_template")
+        declared = getattr(tokenizer, "response_template", known)
+        self.markup = _markup(self._source, declared, tools=self.shows.tools)
 
     def text(
         self,
