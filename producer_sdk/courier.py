@@ -43,6 +43,8 @@ WATCH_S = 2.5
 REREAD_MOST = 1000
 FOLLOW_S = 0.25
 """How often jobs of other clients that are followed here are looked at."""
+QUIET_S = 10.0
+"""After so long without a wake-up a stream that is followed is looked at once: wake-ups may be lost."""
 CLOSE_S = 10.0
 GOODBYE_S = 1.0
 REFUSED_PAUSE_S = 2.0
@@ -329,7 +331,7 @@ class Courier:
                     self._alone_since = None
                     continue
                 self._look_again(REREAD_MOST)
-                self._followers.look_again(WATCH_S, REREAD_MOST)
+                self._followers.look_again(QUIET_S, REREAD_MOST)
                 await self._notice_dead_fleet()
             except QueueError:
                 log.warning("no answer from the server while jobs are outstanding")

@@ -116,13 +116,12 @@ def json_text(value: object, field: str) -> str:
         raise InvalidRequest(f"`{field}`: nested too deeply", param=field) from None
 
 
-def is_object(text: str) -> bool:
-    """Whether a text is one JSON object."""
+def object_text(text: str) -> str | None:
+    """The same JSON object in compact text; None where the text is not one."""
     try:
-        decode_json(text.encode())
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return False
-    return True
+        return json_text(decode_json(text.encode()), "text")
+    except (msgspec.DecodeError, UnicodeError, RecursionError, InvalidRequest):
+        return None
 
 
 def fitted(value: object, kind: type[Parsed], field: str) -> Parsed:

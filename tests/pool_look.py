@@ -47,6 +47,11 @@ class Look:
         score = self("ZSCORE", self.keys.leases, job_id)
         return None if score is None else float(score)
 
+    def calls(self, command: str) -> int:
+        """How often the server has executed a command, by whomever."""
+        stats: dict[str, dict[str, int]] = self("INFO", "commandstats")
+        return stats.get(f"cmdstat_{command}", {}).get("calls", 0)
+
     def is_connected(self, name: str) -> bool:
         """Whether there is a client whose name begins so; what it sent was executed before it goes."""
         return f" name={name}".encode() in self("CLIENT", "LIST")

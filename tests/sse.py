@@ -1,7 +1,7 @@
 """What a stream's bytes say, for tests."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 
@@ -27,11 +27,57 @@ def events(frames: bytes | Iterable[bytes]) -> Iterator[Event]:
         yield Event(name, text if text == "[DONE]" else json.loads(text))
 
 
-def chat_text(frames: bytes | Iterable[bytes]) -> str:
-    """The content of a chat completion's first choice; it must be well ended."""
+def _content(choice: dict[str, Any]) -> str:
+    return choice["delta"].get("content") or ""
+
+
+def chat_text(
+    frames: bytes | Iterable[bytes], *, of: Callable[[dict[str, Any]], str] = _content
+) -> str:
+    """What the first choice of an OpenAI completion says; its chunks must be in order and well ended."""
     told = list(events(frames))
     assert told[-1].data == "[DONE]", told[-1]
-    choices = [c for e in told[:-1] for c in e.data["choices"] if c["index"] == 0]
-    assert choices[0]["delta"]["role"] == "assistant"
-    assert [c["finish_reason"] for c in choices if c["finish_reason"]] != []
-    return "".join(choice["delta"].get("content") or "" for choice in choices)
+    choices = [c for event in told[:-1] for c in event.data["choices"] if c["index"] == 0]
+    assert "delta" not in choices[0] or choices[0]["delta"]["role"] == "assistant"
+    reasons = [choice["finish_reason"] for choice in choices]
+    assert reasons[-1] is not None
+    assert not any(reasons[:-1])
+    return "".join(map(of, choices))
+
+
+def claude_text(frames: bytes | Iterable[bytes]) -> str:
+    """The text of a message whose events come in the order that its clients rely on."""
+    told = list(events(frames))
+    assert all(event.name == event.data["type"] for event in told)
+    names = [event.name for event in told]
+    assert names[:2] == ["message_start", "ping"]
+    assert names[-2:] == ["message_delta", "message_stop"]
+    open_block, count, text = None, 0, ""
+    for event in told[2:-2]:
+        match event.name:
+            case "content_block_start":
+                assert (open_block, event.data["index"]) == (None, count)
+                open_block, count = count, count + 1
+            case "content_block_delta":
+                assert event.data["index"] == open_block
+                text += event.data["delta"].get("text", "")
+            case "content_block_stop":
+                assert event.data["index"] == open_block
+                open_block = None
+            case name:
+                raise AssertionError(name)
+    assert open_block is None
+    return text
+
+
+def generate_text(frames: bytes | Iterable[bytes]) -> str:
+    """The text of the first sample of `generate`."""
+    told = list(events(frames))
+    assert told[-1].data == "[DONE]"
+    samples = [s for event in told[:-1] for s in event.data["samples"] if s["index"] == 0]
+    reached = 0
+    for sample in samples:
+        assert sample["start"] == reached
+        reached += len(sample["response_ids"])
+    assert samples[-1]["finish_reason"] in ("stop", "length", "tool_calls")
+    return "".join(sample["text"] for sample in samples)

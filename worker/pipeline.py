@@ -115,9 +115,9 @@ class Attempt:
         self,
         engine: Engine,
         call: Call,
+        reading: Reading = PLAIN,
         stream: "Callable[[], Stream] | None" = None,
         cuts: str | None = None,
-        reading: Reading = PLAIN,
     ) -> list[Sample]:
         """Generate what earlier attempts did not; raises Interrupted where an order came first.
 
@@ -204,10 +204,10 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: 
     if normal.counts:
         counted = replace(prompt, rollout_id=f"{job.id}/0", status=Status.COMPLETED)
         return _answer(attempt, dialect, normal, (counted,), engine)
+    reading = reading_of(prompt, engine.tokenizer)
     streamed = job.stream or normal.stream
     stream = _stream(attempt.lease, dialect, normal, prompt, engine) if streamed else None
-    reading = reading_of(prompt, engine.tokenizer)
-    samples = await attempt.draw(engine, call, stream, job.cuts, reading)
+    samples = await attempt.draw(engine, call, reading, stream, job.cuts)
     states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
     return kept_in(thread, states, _answer(attempt, dialect, normal, states, engine))
 
@@ -218,8 +218,8 @@ def _stream(
     streamed = Streamed(
         job_id=lease.job_id,
         model=normal.model or engine.model,
-        created_s=lease.queued_ms
-        // 1000,  # not the attempt's: another goes on with the same frames
+        # not the attempt's: another goes on with the same frames
+        created_s=lease.queued_ms // 1000,
         states=tuple(replace(prompt, index=index) for index in range(prompt.sample_params.n)),
         usage=normal.stream_usage,
         ignored=normal.ignored,

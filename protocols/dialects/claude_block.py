@@ -1,9 +1,8 @@
 """The pieces of content that Claude's messages are made of, as they travel."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from protocols.dialects.field import ignored, refused
 
@@ -166,5 +165,6 @@ Content = Given | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolRes
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message."""
 
-    role: Literal["user", "assistant", "system"]
-    content: str | Annotated[list[Content], Meta(min_length=1)]
+    role: str
+    content: str | list[Content]
+    """Empty only where the assistant said nothing."""

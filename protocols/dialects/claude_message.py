@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
+from typing import Literal
 
 import msgspec
 
@@ -25,6 +26,7 @@ from protocols.dialects.claude_block import (
     Turn,
 )
 from protocols.dialects.field import Report, Verdicts, path
+from protocols.dialects.picture import image_of
 from protocols.errors import InvalidRequest, UnsupportedOption
 from protocols.message import Block, Image, Message, Text, Thinking, ToolResult, ToolUse
 
@@ -51,7 +53,7 @@ def messages_of(
 ) -> tuple[Message, ...]:
     """System first, then the turns, of which those without a block fall away; raises RequestError."""
     given = [
-        Message(turn.role, tuple(_blocks(turn.content, report, "messages", at, "content")))
+        Message(_role(turn, at), tuple(_blocks(turn.content, report, "messages", at, "content")))
         for at, turn in enumerate(turns)
     ]
     messages = [message for message in given if message.content]
@@ -71,6 +73,14 @@ def messages_of(
             for role, same in groupby(messages, key=attrgetter("role"))
         ]
     )
+
+
+def _role(turn: Turn, at: int) -> Literal["user", "assistant", "system"]:
+    if turn.role != "assistant" and turn.content == []:
+        raise _wrong("Expected `array` of length >= 1", "messages", at, "content")
+    if turn.role == "user" or turn.role == "assistant" or turn.role == "system":
+        return turn.role
+    raise _wrong("Expected one of user, assistant, system", "messages", at, "role")
 
 
 def _system(system: str | list[TextBlock] | None, report: Report) -> tuple[Text, ...]:
@@ -158,7 +168,7 @@ def _picture(source: Source, report: Report, *at: str | int) -> Iterable[Image]:
     if source.type == "base64" and source.data and source.media_type:
         yield Image(f"data:{source.media_type};base64,{source.data}")
     elif source.type == "url" and source.url:
-        yield Image(source.url)
+        yield image_of(source.url, path(*at, "url"))
     elif source.type in ("base64", "url"):
         raise _wrong("Expected `data` and `media_type`, or `url`", *at)
     else:

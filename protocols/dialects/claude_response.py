@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from protocols.codec import encode_json, is_object
+from protocols.codec import encode_json, object_text
 from protocols.dialects.base import Answer
 from protocols.dialects.claude_message import RAW_ARGUMENTS
 from protocols.dialects.result import (
@@ -125,7 +125,8 @@ def call_id(block_id: str) -> str:
 
 def input_of(arguments: str) -> bytes:
     """A call's input: the JSON object that the model wrote, else what it wrote as the one value of an object."""
-    return arguments.encode() if is_object(arguments) else encode_json({RAW_ARGUMENTS: arguments})
+    told = object_text(arguments)
+    return encode_json({RAW_ARGUMENTS: arguments}) if told is None else told.encode()
 
 
 def _shown(block: Block) -> AnswerBlock | None:

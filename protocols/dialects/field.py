@@ -15,7 +15,6 @@ the struct lacks are unknown, and refused by the decoder.
 
 import re
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TypeVar, get_type_hints
 
 import msgspec
@@ -95,15 +94,13 @@ class Verdicts:
             for verdict in getattr(hint, "__metadata__", ())
             if isinstance(verdict, Verdict)
         }
-        # `attrgetter` of a single name gives no tuple
-        self._values = attrgetter(*self.by_field, *(["__class__"] * (len(self.by_field) == 1)))
 
     def check(self, value: msgspec.Struct, report: Report, *at: str | int) -> None:
         """Report or refuse fields of `value`, which lies at path `at`; raises UnsupportedOption."""
-        values: tuple[object, ...] = self._values(value)
+        values = [getattr(value, name) for name in self.by_field]
         if values.count(None) == len(values):
             return
-        for (name, verdict), given in zip(self.by_field.items(), values, strict=False):
+        for (name, verdict), given in zip(self.by_field.items(), values, strict=True):
             if given not in verdict.neutral:
                 report.judge(verdict.tolerated, path(*at, name), _why(verdict))
 

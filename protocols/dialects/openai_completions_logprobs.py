@@ -41,13 +41,17 @@ def logprobs_of(
 ) -> ChoiceLogprobs:
     """Of every generated token; `offsets` knows what came before them."""
     pieces = [token_bytes(token_id) for token_id in state.response_ids]
-    tops = [
-        {token_bytes(token).decode(errors="replace"): value for token, value in reversed(top)}
-        for top in tops_of(state)
-    ]
+    tops = [_named(top, token_bytes) for top in tops_of(state)]
     return ChoiceLogprobs(
         [piece.decode(errors="replace") for piece in pieces],
         finite(state.logprobs),
         tops if state.sample_params.top_logprobs else None,
         (offsets or Offsets()).of(pieces),
     )
+
+
+def _named(top: list[tuple[int, float]], token_bytes: Callable[[int], bytes]) -> dict[str, float]:
+    named: dict[str, float] = {}
+    for token_id, logprob in top:
+        named.setdefault(token_bytes(token_id).decode(errors="replace"), logprob)
+    return named

@@ -48,7 +48,7 @@ class WholeChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
     finish_reason: str
-    logprobs: Raw | None = None
+    logprobs: Raw = Raw(b"null")
     stop_reason: Raw | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     rollout: Raw | UnsetType = UNSET

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from protocols.dialects.base import MAX_MESSAGES
 from protocols.dialects.field import Report, Verdicts, chosen, ignored, path, refused
+from protocols.dialects.picture import image_of
 from protocols.errors import InvalidRequest
 from protocols.message import Block, Image, Message, Text, Thinking, ToolResult, ToolUse
 
@@ -22,7 +23,6 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "tool": "user",
 }
-IMAGE_SCHEMES = ("https:", "http:", "data:")
 ASSISTANT_FIELDS = ("tool_calls", "reasoning_content", "reasoning", "refusal")
 
 
@@ -191,9 +191,7 @@ def _picture(source: ImageUrl | str | None, report: Report, *at: str | int) -> I
     if isinstance(source, ImageUrl):
         _image.check(source, report, *at)
         source = source.url
-    if not source.startswith(IMAGE_SCHEMES):
-        raise _wrong("Expected an https: or data: URL", *at)
-    return Image(source)
+    return image_of(source, path(*at))
 
 
 def _wrong(why: str, *at: str | int) -> InvalidRequest:

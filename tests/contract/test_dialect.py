@@ -1,101 +1,31 @@
-"""What every dialect does alike, and what each refuses, ignores and limits."""
-
-from collections.abc import Iterator
-from copy import deepcopy
+"""What every dialect does alike."""
 
 import msgspec
 import pytest
 
-from protocols.codec import decode_json, encode_json
-from protocols.dialects import (
-    DIALECTS,
-    claude_messages,
-    dialect_of,
-    error_body,
-    generate,
-    openai_chat,
-    openai_message,
-)
-from protocols.dialects.base import Answer, Dialect, Normal
-from protocols.dialects.field import Verdict, Verdicts
-from protocols.errors import (
-    InvalidRequest,
-    RequestError,
-    RolloutError,
-    UnknownProtocol,
-    UnsupportedOption,
-)
+from protocols.codec import decode_json
+from protocols.dialects import DIALECTS, dialect_of, error_body, http_status
+from protocols.dialects.base import Answer, Dialect
+from protocols.errors import InvalidRequest, RequestError, RolloutError, UnknownProtocol
 from protocols.message import Message, Text
-from protocols.rollout_state import RolloutState, SampleParams, Status, TokenIds
-
-Body = dict[str, object]
-Path = tuple[str | int, ...]
-
-USER = {"role": "user", "content": "Hi"}
-PLAIN: dict[str, Body] = {
-    "openai.chat": {"messages": [USER]},
-    "claude.messages": {"messages": [USER], "max_tokens": 8},
-    "generate": {"messages": [USER], "sample_params": {}},
-}
-BLOCKS: dict[str, Body] = {
-    name: body | {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}
-    for name, body in PLAIN.items()
-}
-STRUCTS: list[tuple[str, type[msgspec.Struct], Path]] = [
-    ("openai.chat", openai_chat.Request, ()),
-    ("openai.chat", openai_message.Turn, ("messages", 0)),
-    ("openai.chat", openai_message.Part, ("messages", 0, "content", 0)),
-    ("claude.messages", claude_messages.Request, ()),
-    ("claude.messages", claude_messages.Block, ("messages", 0, "content", 0)),
-    ("generate", generate.Params, ("sample_params",)),
-    ("generate", openai_message.Turn, ("messages", 0)),
-    ("generate", openai_message.Part, ("messages", 0, "content", 0)),
-]
-"""Every struct whose fields have verdicts, and where in a body it lies."""
-OTHER: object = {"another": "value"}
-"""Neutral for no field."""
-
-
-def normalize(protocol: str, body: object) -> Normal:
-    return dialect_of(protocol).normalize(encode_json(body))
-
-
-def put(body: Body, at: Path, value: object) -> Body:
-    """A copy of `body` with `value` at path `at`."""
-    changed = deepcopy(body)
-    holder: object = changed
-    for step in at[:-1]:
-        holder = holder[step]  # type: ignore[index]
-    holder[at[-1]] = value  # type: ignore[index]
-    return changed
-
-
-def dotted(at: Path) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in at).lstrip(".")
-
-
-def verdicts(*, refuse: bool) -> Iterator[object]:
-    for protocol, kind, at in STRUCTS:
-        for name, verdict in Verdicts(kind).by_field.items():
-            if verdict.refuse is refuse:
-                path = (*at, name)
-                yield pytest.param(protocol, path, verdict, id=f"{protocol}-{dotted(path)}")
-
+from protocols.rollout_state import RolloutState, Status
+from tests.dialect_bodies import BLOCKS, PLAIN, dotted, normalize, put
 
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
-each_refused = pytest.mark.parametrize(("protocol", "at", "verdict"), list(verdicts(refuse=True)))
-each_ignored = pytest.mark.parametrize(("protocol", "at", "verdict"), list(verdicts(refuse=False)))
+drawing = pytest.mark.parametrize(
+    "dialect", [dialect for dialect in DIALECTS.values() if dialect.name != "claude.count_tokens"]
+)
+with_messages = pytest.mark.parametrize("protocol", BLOCKS)
 
 
 def test_dialects_are_found_by_their_names() -> None:
-    assert list(DIALECTS) == ["openai.chat", "claude.messages", "generate"]
+    names = "openai.chat openai.completions claude.messages claude.count_tokens generate"
+    assert list(DIALECTS) == names.split()
     assert all(dialect_of(name).name == name for name in DIALECTS)
 
 
 def test_unknown_protocol_is_refused_with_the_names() -> None:
-    with pytest.raises(
-        UnknownProtocol, match=r"openai\.chat, claude\.messages, generate"
-    ) as caught:
+    with pytest.raises(UnknownProtocol, match=", ".join(DIALECTS)) as caught:
         dialect_of("openai.chit" * 50)
     assert caught.value.param == "protocol"
     assert len(caught.value.message) < 200
@@ -108,35 +38,28 @@ def test_unknown_protocol_gets_an_error_body_in_openais_shape() -> None:
     assert error_body("claude.messages", error, "job-1") != body
 
 
-@each_refused
-def test_refused_field_is_named(protocol: str, at: Path, verdict: Verdict) -> None:
-    with pytest.raises(UnsupportedOption) as caught:
-        normalize(protocol, put(BLOCKS[protocol], at, OTHER))
-    assert caught.value.param == dotted(at)
-    assert f"`{dotted(at)}`" in caught.value.message
-
-
-@each_ignored
-def test_ignored_field_is_reported(protocol: str, at: Path, verdict: Verdict) -> None:
-    reported = dotted(at).replace("[0]", "[]")
-    assert normalize(protocol, put(BLOCKS[protocol], at, OTHER)).ignored == (reported,)
-
-
 @pytest.mark.parametrize(
-    ("protocol", "at", "verdict"), [*verdicts(refuse=True), *verdicts(refuse=False)]
+    ("protocol", "status", "told"),
+    [
+        ("claude.messages", 503, 529),
+        ("claude.count_tokens", 503, 529),
+        ("claude.messages", 504, 504),
+        ("openai.chat", 503, 503),
+        ("generate", 503, 503),
+        ("soap", 503, 503),
+    ],
 )
-def test_neutral_values_change_nothing(protocol: str, at: Path, verdict: Verdict) -> None:
-    plain = normalize(protocol, BLOCKS[protocol])
-    assert None in verdict.neutral
-    for value in verdict.neutral:
-        assert normalize(protocol, put(BLOCKS[protocol], at, value)) == plain
+def test_overload_has_the_status_that_the_client_knows(
+    protocol: str, status: int, told: int
+) -> None:
+    assert http_status(protocol, status) == told
 
 
-@each_dialect
-def test_unknown_field_is_refused_by_name(dialect: Dialect) -> None:
+@with_messages
+def test_unknown_field_is_refused_by_name(protocol: str) -> None:
     for at in [("temprature",), ("messages", 0, "rôle"), ("messages", 0, "content", 0, "txt")]:
         with pytest.raises(InvalidRequest) as caught:
-            normalize(dialect.name, put(BLOCKS[dialect.name], at, 1))
+            normalize(protocol, put(BLOCKS[protocol], at, 1))
         assert caught.value.param == dotted(at)
         assert caught.value.message == f"`{dotted(at)}`: unknown field"
 
@@ -150,6 +73,25 @@ def test_claude_has_no_n() -> None:
 def test_model_is_optional_and_reported(dialect: Dialect) -> None:
     assert normalize(dialect.name, PLAIN[dialect.name]).model is None
     assert normalize(dialect.name, PLAIN[dialect.name] | {"model": "m"}).model == "m"
+
+
+@drawing
+def test_stream_is_asked_for_by_the_body(dialect: Dialect) -> None:
+    assert not normalize(dialect.name, PLAIN[dialect.name]).stream
+    asked = normalize(dialect.name, PLAIN[dialect.name] | {"stream": True})
+    assert (asked.stream, asked.stream_usage, asked.ignored) == (True, False, ())
+
+
+@pytest.mark.parametrize("protocol", ["openai.chat", "openai.completions"])
+def test_usage_of_a_stream_is_asked_for_by_the_body(protocol: str) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    assert normalize(protocol, PLAIN[protocol] | options).stream_usage
+
+
+def test_count_says_that_nothing_is_to_be_drawn() -> None:
+    assert normalize("claude.count_tokens", PLAIN["claude.count_tokens"]).counts
+    others = [name for name in DIALECTS if name != "claude.count_tokens"]
+    assert not any(normalize(name, PLAIN[name]).counts for name in others)
 
 
 @each_dialect
@@ -195,244 +137,20 @@ def test_bad_body_is_a_short_request_error(dialect: Dialect, body: bytes) -> Non
     decode_json(dialect.error(caught.value, "job-1"))
 
 
-LIMITS: list[tuple[str, Path, object, str]] = [
-    ("openai.chat", ("messages",), [], "Expected `array` of length >= 1"),
-    ("openai.chat", ("messages",), [USER] * 4097, "Expected `array` of length <= 4096"),
-    ("openai.chat", ("messages",), "Hi", "Expected `array`, got `str`"),
-    ("openai.chat", ("messages", 0, "role"), "robot", "system, developer, user, assistant"),
-    ("openai.chat", ("messages", 0, "content"), [], "at least one text part"),
-    ("openai.chat", ("messages", 0, "content"), None, "at least one text part"),
-    ("openai.chat", ("messages", 0, "content"), 5, "Expected `str | array | null`, got `int`"),
-    ("openai.chat", ("n",), 0, "Expected `int` >= 1"),
-    ("openai.chat", ("n",), 129, "Expected `int` <= 128"),
-    ("openai.chat", ("n",), True, "Expected `int | null`, got `bool`"),
-    ("openai.chat", ("max_tokens",), 0, "Expected `int` >= 1"),
-    ("openai.chat", ("max_completion_tokens",), 2**31, "Expected `int` <= 2147483647"),
-    ("openai.chat", ("temperature",), 2.1, "Expected `float` <= 2.0"),
-    ("openai.chat", ("temperature",), -0.1, "Expected `float` >= 0.0"),
-    ("openai.chat", ("top_p",), 0, "Expected `float` > 0.0"),
-    ("openai.chat", ("top_p",), 1.1, "Expected `float` <= 1.0"),
-    ("openai.chat", ("top_k",), -2, "Expected `int` >= -1"),
-    ("openai.chat", ("presence_penalty",), 3, "Expected `float` <= 2.0"),
-    ("openai.chat", ("repetition_penalty",), 0, "Expected `float` > 0.0"),
-    ("openai.chat", ("stop",), ["a"] * 17, "Expected `array` of length <= 16"),
-    ("openai.chat", ("stop",), "", "Expected `str` of length >= 1"),
-    ("openai.chat", ("stop", 0), "a" * 257, "Expected `str` of length <= 256"),
-    ("openai.chat", ("stop_token_ids",), [1] * 65, "Expected `array` of length <= 64"),
-    ("openai.chat", ("stop_token_ids", 0), 2**32, "Expected `int` <= 4294967295"),
-    ("openai.chat", ("seed",), 2**63, "Expected `int` <= 9223372036854775807"),
-    ("openai.chat", ("top_logprobs",), 21, "Expected `int` <= 20"),
-    ("openai.chat", ("top_logprobs",), 2, "needs `logprobs` true"),
-    ("openai.chat", ("min_tokens",), 9, "9 is more than `max_tokens` 8"),
-    ("openai.chat", ("model",), "", "Expected `str` of length >= 1"),
-    ("claude.messages", ("messages",), [], "Expected `array` of length >= 1"),
-    ("claude.messages", ("messages", 0, "role"), "tool", "user, assistant, system"),
-    ("claude.messages", ("messages", 0, "content"), [], "Expected `array` of length >= 1"),
-    ("claude.messages", ("max_tokens",), 0, "Expected `int` >= 1"),
-    ("claude.messages", ("temperature",), 2.5, "Expected `float` <= 2.0"),
-    ("claude.messages", ("stop_sequences",), ["a"] * 17, "Expected `array` of length <= 16"),
-    ("claude.messages", ("system",), 3, "Expected `str | array | null`, got `int`"),
-    ("generate", ("sample_params", "n"), 129, "Expected `int` <= 128"),
-    ("generate", ("sample_params", "stops", 0), "", "Expected `str` of length >= 1"),
-    ("generate", ("sample_params", "min_tokens"), 9, "more than `sample_params.max_tokens` 8"),
-    ("generate", ("input_ids",), [], "Expected `array` of length >= 1"),
-    ("generate", ("input_ids", 0), 2**32, "Expected `int` <= 4294967295"),
-    ("generate", ("input_ids", 0), -1, "Expected `int` >= 0"),
-    ("generate", ("prompt",), "", "Expected `str` of length >= 1"),
-]
-LIMITED: dict[str, Body] = {
-    "openai.chat": {"messages": [USER], "max_tokens": 8, "stop": ["a"], "stop_token_ids": [1]},
-    "claude.messages": PLAIN["claude.messages"],
-    "generate": {"input_ids": [1], "sample_params": {"max_tokens": 8, "stops": ["a"]}},
-}
+@with_messages
+def test_empty_text_is_allowed(protocol: str) -> None:
+    body = put(PLAIN[protocol], ("messages", 0, "content"), "")
+    assert normalize(protocol, body).state.message == (Message("user", (Text(""),)),)
 
 
-@pytest.mark.parametrize(
-    ("protocol", "at", "value", "limit"),
-    [pytest.param(*row, id=f"{row[0]}-{dotted(row[1])}-{n}") for n, row in enumerate(LIMITS)],
-)
-def test_limit_is_told_with_its_field(protocol: str, at: Path, value: object, limit: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        normalize(protocol, put(LIMITED[protocol], at, value))
-    assert caught.value.param == dotted(at)
-    assert caught.value.message.startswith(f"`{dotted(at)}`: ")
-    assert limit in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("protocol", "body", "field"),
-    [
-        ("openai.chat", {}, "messages"),
-        ("openai.chat", {"messages": [{"content": "Hi"}]}, "messages[0].role"),
-        (
-            "openai.chat",
-            {"messages": [USER | {"content": [{"type": "text"}]}]},
-            "messages[0].content[0].text",
-        ),
-        ("claude.messages", {"messages": [USER]}, "max_tokens"),
-        (
-            "claude.messages",
-            {"max_tokens": 1, "messages": [{"role": "user"}]},
-            "messages[0].content",
-        ),
-        (
-            "claude.messages",
-            {"max_tokens": 1, "messages": [USER], "system": [{"type": "text"}]},
-            "system[0].text",
-        ),
-    ],
-)
-def test_missing_field_is_named(protocol: str, body: Body, field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        normalize(protocol, body)
-    assert (caught.value.message, caught.value.param) == (f"`{field}`: required", field)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "part", "field"),
-    [
-        ("openai.chat", {"type": "image_url", "image_url": {"url": "x"}}, "image_url"),
-        ("openai.chat", {"type": "input_audio"}, "type"),
-        ("claude.messages", {"type": "image", "source": {"type": "base64"}}, "type"),
-        ("claude.messages", {"type": "tool_use", "id": "t", "name": "f", "input": {}}, "type"),
-        ("claude.messages", {"type": "tool_result", "tool_use_id": "t", "content": "x"}, "type"),
-        ("claude.messages", {"type": "thinking", "thinking": "x", "signature": ""}, "type"),
-        ("claude.messages", {"type": "redacted_thinking", "data": "x"}, "type"),
-        ("claude.messages", {"type": "document", "source": {}, "title": "x"}, "type"),
-    ],
-)
-def test_content_other_than_text_is_unsupported(protocol: str, part: Body, field: str) -> None:
-    with pytest.raises(UnsupportedOption) as caught:
-        normalize(protocol, put(BLOCKS[protocol], ("messages", 0, "content", 0), part))
-    assert caught.value.param == f"messages[0].content[0].{field}"
-
-
-def test_tool_messages_are_unsupported_in_openai() -> None:
-    turn = {"role": "tool", "tool_call_id": "t", "content": "3"}
-    with pytest.raises(UnsupportedOption) as caught:
-        normalize("openai.chat", {"messages": [USER, turn]})
-    assert caught.value.param == "messages[1].role"
-
-
-def test_prefill_is_unsupported_in_claude_and_history_in_openai() -> None:
-    turns = [USER, {"role": "assistant", "content": "I"}]
-    with pytest.raises(UnsupportedOption, match="end with a user message"):
-        normalize("claude.messages", {"max_tokens": 8, "messages": turns})
-    assert len(normalize("openai.chat", {"messages": turns}).state.message) == 2
-
-
-@pytest.mark.parametrize("system", ["", [], None])
-def test_empty_system_of_claude_is_no_message(system: object) -> None:
-    normal = normalize("claude.messages", PLAIN["claude.messages"] | {"system": system})
-    assert normal == normalize("claude.messages", PLAIN["claude.messages"])
-
-
-@each_dialect
-def test_empty_text_is_allowed(dialect: Dialect) -> None:
-    body = put(PLAIN[dialect.name], ("messages", 0, "content"), "")
-    assert normalize(dialect.name, body).state.message == (Message("user", (Text(""),)),)
-
-
-@each_dialect
-def test_any_unicode_text_is_kept(dialect: Dialect) -> None:
+@with_messages
+def test_any_unicode_text_is_kept(protocol: str) -> None:
     text = "\x00 é 漢 \U0001f600 \u2028 \ufffd"
-    body = put(PLAIN[dialect.name], ("messages", 0, "content"), text)
-    assert normalize(dialect.name, body).state.message == (Message("user", (Text(text),)),)
+    body = put(PLAIN[protocol], ("messages", 0, "content"), text)
+    assert normalize(protocol, body).state.message == (Message("user", (Text(text),)),)
 
 
-@pytest.mark.parametrize(
-    "sources", [{}, {"prompt": "a", "input_ids": [1]}, {"prompt": "a", "messages": [USER]}]
-)
-def test_generate_needs_exactly_one_prompt(sources: Body) -> None:
-    with pytest.raises(InvalidRequest, match=f"exactly one is needed, {len(sources)} were given"):
-        normalize("generate", sources)
-
-
-def test_generate_takes_token_ids_over_the_whole_range() -> None:
-    normal = normalize("generate", {"input_ids": [0, 2**32 - 1]})
-    assert normal.state.prompt_ids == TokenIds([0, 2**32 - 1])
-    assert normal.state.message == ()
-    assert normal.state.prompt is None
-
-
-def test_one_conversation_is_the_same_state_in_all_dialects() -> None:
-    turns = [
-        {"role": "user", "content": "One"},
-        {"role": "assistant", "content": "Two"},
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "Three"}, {"type": "text", "text": "4"}],
-        },
-    ]
-    system = {"role": "system", "content": "Be brief."}
-    shared = {"temperature": 0.5, "top_p": 0.75, "top_k": 4}
-    openai = normalize(
-        "openai.chat", {"messages": [system, *turns], "max_tokens": 8, "stop": "END", **shared}
-    )
-    claude = normalize(
-        "claude.messages",
-        {
-            "system": "Be brief.",
-            "messages": turns,
-            "max_tokens": 8,
-            "stop_sequences": ["END"],
-            **shared,
-        },
-    )
-    params = {"max_tokens": 8, "stops": ["END"], "return_logprob": False, **shared}
-    own = normalize("generate", {"messages": [system, *turns], "sample_params": params})
-    assert openai.state == claude.state == own.state
-    assert openai.state.sample_params == SampleParams(
-        max_tokens=8, temperature=0.5, top_p=0.75, top_k=4, stops=("END",), return_logprob=False
-    )
-
-
-def test_absent_and_null_parameters_are_neutral() -> None:
-    silent = normalize("openai.chat", PLAIN["openai.chat"]).state.sample_params
-    assert silent == SampleParams(return_logprob=False)
-    nulls = dict.fromkeys(openai_chat.Request.__struct_fields__)
-    spoken = normalize("openai.chat", {**nulls, "messages": [USER]})
-    assert spoken.state.sample_params == silent
-    nulls = dict.fromkeys(generate.Params.__struct_fields__)
-    spoken = normalize("generate", {"prompt": "a", "sample_params": nulls})
-    assert spoken.state.sample_params == SampleParams()
-
-
-@pytest.mark.parametrize(
-    ("given", "field", "value", "unused"),
-    [
-        ({"max_tokens": 5}, "max_tokens", 5, ()),
-        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", 5, ()),
-        ({"max_tokens": 5, "max_completion_tokens": 3}, "max_tokens", 3, ("max_tokens",)),
-        ({"min_new_tokens": 2}, "min_tokens", 2, ()),
-        ({"min_tokens": 1, "min_new_tokens": 2}, "min_tokens", 1, ("min_new_tokens",)),
-        ({"no_stop_trim": True}, "include_stop_str_in_output", True, ()),
-        (
-            {"include_stop_str_in_output": False, "no_stop_trim": True},
-            "include_stop_str_in_output",
-            False,
-            ("no_stop_trim",),
-        ),
-        ({"skip_special_tokens": False}, "skip_special_tokens", False, ()),
-        ({"top_k": -1}, "top_k", 0, ()),
-        ({"seed": 7}, "sampling_seed", 7, ()),
-        ({"seed": -1}, "sampling_seed", 2**63 - 1, ()),
-        ({"seed": -(2**63)}, "sampling_seed", 0, ()),
-        ({"temperature": 0}, "temperature", 0.0, ()),
-        ({"stop": "a"}, "stops", ("a",), ()),
-        ({"logprobs": True, "top_logprobs": 3}, "top_logprobs", 3, ()),
-        ({"logprobs": False, "top_logprobs": 0}, "return_logprob", False, ()),
-    ],
-)
-def test_aliases_meet_in_one_parameter(
-    given: Body, field: str, value: object, unused: tuple[str, ...]
-) -> None:
-    normal = normalize("openai.chat", PLAIN["openai.chat"] | given)
-    assert getattr(normal.state.sample_params, field) == value
-    assert normal.ignored == unused
-
-
-@each_dialect
+@drawing
 @pytest.mark.parametrize("reason", [None, "abort", "error"])
 def test_broken_sample_is_never_shown_as_an_answer(dialect: Dialect, reason: str | None) -> None:
     state = RolloutState(response="half", status=Status.COMPLETED)

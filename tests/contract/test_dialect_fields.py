@@ -2,30 +2,31 @@
 
 import msgspec
 import pytest
+from anthropic.types.beta.message_create_params import (
+    MessageCreateParamsBase as BetaMessageCreateParamsBase,
+)
+from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 from anthropic.types.message_create_params import MessageCreateParamsBase
+from openai.types import completion_create_params as openai_plain
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from protocols.codec import encode_json
-from protocols.dialects import claude_messages, dialect_of, generate, openai_chat
+from protocols.dialects import (
+    claude_count_tokens,
+    claude_messages,
+    dialect_of,
+    generate,
+    openai_chat,
+    openai_completions,
+)
 from protocols.dialects.field import Verdicts
 from protocols.errors import UnsupportedOption
 from protocols.rollout_state import SampleParams
+from tests.dialect_bodies import PLAIN
 
-USER = {"role": "user", "content": "Hi"}
-PLAIN: dict[str, dict[str, object]] = {
-    "openai.chat": {"messages": [USER]},
-    "claude.messages": {"messages": [USER], "max_tokens": 8},
-}
 REFUSED: list[tuple[str, str, object]] = [
-    ("openai.chat", "stream", True),
-    ("openai.chat", "stream_options", {"include_usage": True}),
-    ("openai.chat", "tools", [{"type": "function", "function": {"name": "f"}}]),
-    ("openai.chat", "tool_choice", "required"),
     ("openai.chat", "functions", [{"name": "f"}]),
     ("openai.chat", "function_call", {"name": "f"}),
-    ("openai.chat", "response_format", {"type": "json_object"}),
-    ("openai.chat", "reasoning_effort", "low"),
-    ("openai.chat", "logit_bias", {"50256": -100}),
     ("openai.chat", "modalities", ["text", "audio"]),
     ("openai.chat", "audio", {"voice": "a", "format": "wav"}),
     ("openai.chat", "prediction", {"type": "content", "content": "x"}),
@@ -37,16 +38,12 @@ REFUSED: list[tuple[str, str, object]] = [
     ("openai.chat", "bad_words", ["x"]),
     ("openai.chat", "prompt_logprobs", 0),
     ("openai.chat", "logprob_token_ids", [1]),
-    ("openai.chat", "chat_template_kwargs", {"enable_thinking": False}),
-    ("openai.chat", "input_ids", [1]),
     ("openai.chat", "guided_json", {}),
     ("openai.chat", "regex", "a+"),
     ("openai.chat", "ebnf", "a"),
-    ("claude.messages", "stream", True),
-    ("claude.messages", "tools", [{"name": "f", "input_schema": {}}]),
-    ("claude.messages", "tool_choice", {"type": "any"}),
-    ("claude.messages", "thinking", {"type": "enabled", "budget_tokens": 1024}),
-    ("claude.messages", "output_config", {"effort": "low"}),
+    ("openai.completions", "suffix", "."),
+    ("openai.completions", "echo", True),
+    ("openai.completions", "best_of", 3),
     ("claude.messages", "container", "c"),
     ("claude.messages", "mcp_servers", [{"url": "x"}]),
     ("claude.messages", "fallbacks", [{"model": "x"}]),
@@ -65,14 +62,15 @@ IGNORED: list[tuple[str, str, object]] = [
     ("openai.chat", "verbosity", "low"),
     ("openai.chat", "priority", 3),
     ("openai.chat", "cache_salt", "s"),
-    ("openai.chat", "return_token_ids", False),
     ("openai.chat", "return_meta_info", True),
     ("openai.chat", "spaces_between_special_tokens", True),
+    ("openai.completions", "user", "ann"),
     ("claude.messages", "metadata", {"user_id": "u"}),
     ("claude.messages", "speed", "fast"),
     ("claude.messages", "inference_geo", "eu"),
     ("claude.messages", "diagnostics", {"a": 1}),
     ("claude.messages", "user_profile_id", "u"),
+    ("claude.count_tokens", "speed", "fast"),
 ]
 SILENT: list[tuple[str, str, object]] = [
     ("openai.chat", "stream", False),
@@ -80,17 +78,19 @@ SILENT: list[tuple[str, str, object]] = [
     ("openai.chat", "tool_choice", "none"),
     ("openai.chat", "tool_choice", "auto"),
     ("openai.chat", "parallel_tool_calls", True),
+    ("openai.chat", "parallel_tool_calls", False),
     ("openai.chat", "response_format", {"type": "text"}),
     ("openai.chat", "modalities", ["text"]),
     ("openai.chat", "logit_bias", {}),
     ("openai.chat", "store", False),
     ("openai.chat", "min_p", 0.0),
-    ("openai.chat", "return_token_ids", True),
+    ("openai.chat", "return_token_ids", False),
     ("openai.chat", "return_prompt_token_ids", True),
+    ("openai.completions", "echo", False),
+    ("openai.completions", "best_of", 1),
     ("claude.messages", "stream", False),
     ("claude.messages", "tools", []),
     ("claude.messages", "tool_choice", {"type": "auto"}),
-    ("claude.messages", "thinking", {"type": "disabled"}),
     ("claude.messages", "cache_control", {"type": "ephemeral"}),
     ("claude.messages", "service_tier", "auto"),
 ]
@@ -118,13 +118,25 @@ def test_what_means_nothing_is_accepted(protocol: str, name: str, value: object)
     assert ignored_of(protocol, name, value) == ()
 
 
-def test_every_field_of_the_official_clients_is_known() -> None:
-    openai_fields = set(CompletionCreateParamsBase.__annotations__) | {"stream"}
-    assert openai_fields <= set(openai_chat.Request.__struct_fields__)
-    claude_fields = set(MessageCreateParamsBase.__annotations__) | {"stream"}
-    assert claude_fields <= set(claude_messages.Request.__struct_fields__)
+@pytest.mark.parametrize(
+    ("official", "ours"),
+    [
+        (CompletionCreateParamsBase, openai_chat.Request),
+        (openai_plain.CompletionCreateParamsBase, openai_completions.Request),
+        (MessageCreateParamsBase, claude_messages.Request),
+        (BetaMessageCreateParamsBase, claude_messages.Request),
+        (MessageCountTokensParams, claude_count_tokens.Request),
+    ],
+)
+def test_every_field_of_the_official_clients_is_known(
+    official: type, ours: type[msgspec.Struct]
+) -> None:
+    fields = set(official.__annotations__)
+    assert fields
+    assert fields <= set(ours.__struct_fields__)
 
 
 def test_every_sampling_parameter_can_be_given_to_generate() -> None:
     names = set(generate.Params.__struct_fields__) - set(Verdicts(generate.Params).by_field)
-    assert {field.name for field in msgspec.structs.fields(SampleParams)} <= names
+    fields = {field.name for field in msgspec.structs.fields(SampleParams)}
+    assert fields - {"guide"} | {"response_format"} <= names

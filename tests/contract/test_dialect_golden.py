@@ -3,23 +3,26 @@
 A case's samples are drawn from a vocabulary of 256 tokens, one a byte.
 """
 
+import json
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 import pytest
 from anthropic.types import Message as ClaudeMessage
+from anthropic.types import MessageTokensCount
 from anthropic.types.shared import ErrorResponse, ErrorType
-from openai.types.chat import ChatCompletion
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.shared import ErrorObject
 
 from protocols.codec import decode_json, encode_json
 from protocols.dialects import DIALECTS, dialect_of
 from protocols.dialects.base import Answer, Normal, Options
 from protocols.errors import error_of
+from protocols.message import Message, Reasoning, Text, Thinking, Tool, ToolChoice, ToolUse
 from protocols.rollout_state import (
     Logprobs,
-    Message,
     RolloutState,
     SampleParams,
     Status,
@@ -39,6 +42,12 @@ class Expected(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None
     options: Options
     ignored: tuple[str, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    reasoning: Reasoning = Reasoning()
+    stream: bool = False
+    stream_usage: bool = False
+    counts: bool = False
 
 
 class Conditions(msgspec.Struct, forbid_unknown_fields=True):
@@ -124,6 +133,7 @@ def answer_to(case: Case, normal: Normal) -> Answer:
         attempts=case.answer.attempts,
         context_tokens=case.answer.context_tokens,
         token_bytes=lambda token_id: bytes([token_id]),
+        asked=normal.asked,
     )
 
 
@@ -148,6 +158,12 @@ def test_body_is_understood_as_the_golden_file_says(path: Path) -> None:
         normal.model,
         normal.options,
         normal.ignored,
+        normal.state.tools,
+        normal.state.tool_choice,
+        normal.state.reasoning,
+        normal.stream,
+        normal.stream_usage,
+        normal.counts,
     )
     assert understood == case.normal
     assert normal.state.status is Status.INIT
@@ -162,14 +178,73 @@ def test_response_is_the_golden_one(path: Path) -> None:
 @each_case
 def test_response_is_valid_for_the_official_client(path: Path) -> None:
     case = load(path)
-    if case.protocol == "openai.chat":
-        completion = ChatCompletion.model_validate_json(respond(case), strict=True)
-        assert [choice.message.content for choice in completion.choices] == [
-            sample.response for sample in case.samples
-        ]
-    if case.protocol == "claude.messages":
-        message = ClaudeMessage.model_validate_json(respond(case), strict=True)
-        assert [block.type for block in message.content] == ["text"]
+    body = respond(case)
+    match case.protocol:
+        case "openai.chat":
+            choices = ChatCompletion.model_validate_json(body, strict=True).choices
+            said = [said_by_openai(choice.message) for choice in choices]
+        case "openai.completions":
+            plain = Completion.model_validate_json(body, strict=True)
+            said = [{"text": choice.text} for choice in plain.choices]
+        case "claude.messages":
+            said = [said_by_claude(ClaudeMessage.model_validate_json(body, strict=True))]
+        case "claude.count_tokens":
+            count = MessageTokensCount.model_validate_json(body, strict=True)
+            assert count.input_tokens == len(case.prompt_ids)
+            return
+        case _:
+            return
+    assert said == [blocks_of(sample) for sample in case.samples]
+
+
+Said = dict[str, object]
+
+
+def blocks_of(sample: RolloutState) -> Said:
+    """Text, thinking and calls of a sample, whichever it has."""
+    output = sample.output or (Text(sample.text),)
+    calls = [(block.name, block.arguments) for block in output if isinstance(block, ToolUse)]
+    return spoken(
+        "".join(block.text for block in output if isinstance(block, Text)),
+        "".join(block.text for block in output if isinstance(block, Thinking)),
+        calls,
+    )
+
+
+def spoken(text: str, thinking: str, calls: list[tuple[str, str]]) -> Said:
+    return (
+        {"text": text}
+        | ({"thinking": thinking} if thinking else {})
+        | ({"calls": calls} if calls else {})
+    )
+
+
+def said_by_openai(message: ChatCompletionMessage) -> Said:
+    thinking: str = getattr(message, "reasoning_content", "")
+    assert getattr(message, "reasoning", "") == thinking
+    calls = [
+        (call.function.name, call.function.arguments)
+        for call in message.tool_calls or ()
+        if call.type == "function"
+    ]
+    return spoken(message.content or "", thinking, calls)
+
+
+def said_by_claude(message: ClaudeMessage) -> Said:
+    text = thinking = ""
+    calls: list[tuple[str, str]] = []
+    for block in message.content:
+        match block.type:
+            case "text":
+                text += block.text
+            case "thinking":
+                thinking += block.thinking
+            case "tool_use":
+                raw = block.input.get("rollout_raw_arguments")
+                calls.append((block.name, raw if isinstance(raw, str) else json.dumps(block.input)))
+            case _:
+                raise AssertionError(block.type)
+    return spoken(text, thinking, calls)
 
 
 @each_case
@@ -177,13 +252,15 @@ def test_returned_tokens_logprobs_and_versions_align(path: Path) -> None:
     for tokens in returned_samples(load(path)):
         ids, logprobs, versions = tokens
         assert logprobs is None or len(logprobs) == len(ids)
-        assert versions[0][1] == 0
+        assert versions[0][1] == 0 if versions else not ids
 
 
 def returned_samples(
     case: Case,
 ) -> list[tuple[list[int], list[float] | None, list[list[int]]]]:
     response = decode_json(respond(case))
+    if case.protocol == "claude.count_tokens":
+        return []
     if case.protocol == "generate":
         return [
             (sample["response_ids"], sample["logprobs"], sample["policy_versions"])
@@ -210,7 +287,7 @@ def test_error_bodies_are_the_golden_ones(path: Path) -> None:
 def test_error_bodies_are_valid_for_the_official_client(path: Path) -> None:
     cases = msgspec.json.decode(path.read_bytes(), type=ErrorCases)
     for case in cases.errors:
-        if cases.protocol == "claude.messages":
+        if cases.protocol.startswith("claude."):
             error = ErrorResponse.construct(None, **case.body).error
             assert error.type in CLAUDE_ERROR_TYPES
         else:
