@@ -7,7 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 PINS := pyproject.toml constraints-cpu.txt
-LMDEPLOY_TESTS := tests/lmdeploy tests/lmdeploy_server tests/contract/test_engine_common.py tests/contract/test_engine_weights.py
+LMDEPLOY_TESTS := tests/lmdeploy tests/lmdeploy_server tests/contract/test_engine_common.py tests/contract/test_engine_guide.py tests/contract/test_engine_weights.py
 INSTALL = -m pip install --disable-pip-version-check --no-input
 # Of pip's many lines, the large downloads and the step after them: enough to see that it moves.
 PROGRESS = | { grep --line-buffered -E '^ *Downloading .* MB\)|^Installing collected' | cut -c -79 || true; }

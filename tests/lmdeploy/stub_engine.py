@@ -8,6 +8,7 @@ three tokens a sample draws the ids 10, 11, 12, …
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -41,6 +42,7 @@ class StubEngine(EngineBase):
 
     def __init__(self, engine_config: Any) -> None:  # noqa: ANN401
         self.engine_config = engine_config
+        self.executor = SimpleNamespace(model_agent=SimpleNamespace())
         self.active: set[int] = set()
         self.cancelled: set[int] = set()
         self.cancels_heard = 0

@@ -45,9 +45,9 @@ def test_penalties_that_lmdeploy_lacks_are_no_capabilities() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (Settings(model="m"), SAMPLING | {"offload", "update_weights"}),
-        (Settings(model="m", tp=2), SAMPLING | {"offload"}),
-        (Settings(model="m", ep=2), SAMPLING | {"offload"}),
+        (Settings(model="m"), SAMPLING | {"logit_bias", "guide", "offload", "update_weights"}),
+        (Settings(model="m", tp=2), SAMPLING | {"logit_bias", "offload"}),
+        (Settings(model="m", ep=2), SAMPLING | {"logit_bias", "offload"}),
         (Settings(model="m", backend="turbomind"), SAMPLING - {"repetition_penalty"}),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Self
 
 import msgspec
 
-from protocols.errors import EngineFailed, RolloutError
+from protocols.errors import RolloutError
 from protocols.job import Segment
 from protocols.rollout_state import Logprobs, TokenIds
 
@@ -105,7 +105,7 @@ class SegmentStream:
             self._reader.set_result(None)
 
 
-def put_all(batch: Iterable[tuple[SegmentStream, Segment | EngineFailed]]) -> None:
+def put_all(batch: Iterable[tuple[SegmentStream, Segment | RolloutError]]) -> None:
     """Put each segment into its stream; a failure ends its stream."""
     for stream, news in batch:
         if isinstance(news, Segment):

@@ -14,13 +14,15 @@ Limits, beside those of the hardware:
   prefix cache, which has whole blocks of 64 tokens, lacks of it. Without the cache each forwards all of it.
 - `forwarded_tokens` counts what is known from outside: positions submitted and not found in the prefix cache, and
   tokens drawn; not what lmdeploy forwards again when it runs out of cache blocks.
+- Guides take the place of lmdeploy's own manager of grammars, in this process: on one GPU, on the PyTorch backend.
 - Weights are replaced on one GPU only (`--tp 1`), on the PyTorch backend. What the files tell is checked before
   anything is touched; should lmdeploy fail while it copies them, the old ones are lost, and the worker leaves. An
   update of loaded weights moves these to host memory first, which holds both for a while.
 - Loading the model holds the event loop up, so a worker that starts says that it is stuck.
 - TurboMind (`--backend turbomind`) is passed through and needs a GPU to be tried. Its weights cannot be moved or
-  replaced, `repetition_penalty` is refused, since it calls no processors of logits, and it is not known to give
-  log-probabilities before temperature, top-k and top-p: where these matter, use the PyTorch backend, which does.
+  replaced, `repetition_penalty`, `logit_bias` and guides are refused, since it calls no processors of logits, and it is
+  not known to give log-probabilities before temperature, top-k and top-p: where these matter, use the PyTorch backend,
+  which does.
 
 lmdeploy keeps its prefix cache over sleep and new weights, and would answer from the old ones' keys and values: every
 move of the weights empties it here.

@@ -8,9 +8,11 @@ from protocols.errors import EngineFailed, RolloutError
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, TokenIds
 from worker.engines.base import Call, Counters
+from worker.engines.guide import Guides, Matcher
 from worker.engines.stream import SegmentStream
 from worker.engines.weights import busy
 
+from .penalty import LogitBias, RepetitionPenalty
 from .pipeline import Drawn, Pipeline, Session
 from .request import Room, Wanted, ended_by, kept_of, wanted
 
@@ -28,7 +30,9 @@ class Sample:
         self.wide = call.params.top_logprobs
         self.input_ids = [*call.prompt_ids, *kept]
         self.wanted: Wanted = wanted(call, index, len(kept), room)
-        self.penalty = call.params.repetition_penalty
+        self.call = call
+        self.matcher: Matcher | None = None
+        """Of a sample with a guide, once that is compiled."""
         self.begun = asyncio.Event()
         """Set when lmdeploy has drawn of it, or will not."""
         self.leader: Sample | None = None
@@ -37,6 +41,16 @@ class Sample:
         """While lmdeploy has it."""
         self.ended = False
         """Whether it is finished, or its reader gave it up."""
+
+    def processors(self) -> "list[LogitBias | RepetitionPenalty]":
+        """What changes its logits, in order."""
+        params = self.call.params
+        made: list[LogitBias | RepetitionPenalty] = []
+        if params.logit_bias:
+            made.append(LogitBias(params.logit_bias))
+        if params.repetition_penalty != 1:
+            made.append(RepetitionPenalty(params.repetition_penalty, self.input_ids))
+        return made
 
     def segment(self, drawn: Drawn, policy_version: int) -> Segment:
         """What was drawn, behind what it has."""
@@ -64,12 +78,13 @@ class Drawer:
     def __init__(
         self,
         pipeline: Pipeline,
+        guides: Guides,
         slots: int,
         policy_version: Callable[[], int],
         look: Callable[[], Awaitable[None]],
     ) -> None:
         """`policy_version`: of the weights that draw now; `look` tells if lmdeploy is broken."""
-        self._pipeline = pipeline
+        self._pipeline, self._guides = pipeline, guides
         self._free = asyncio.Semaphore(slots)
         self._policy_version, self._look = policy_version, look
         self._tasks: dict[asyncio.Task[None], Sample] = {}
@@ -147,6 +162,8 @@ class Drawer:
             "the lmdeploy engine ended before the sample did; another worker can take the job"
         )
         try:
+            if sample.call.params.guide is not None:
+                sample.matcher = await self._guides.matcher(sample.call, sample.index)
             if sample.leader is not None:
                 await sample.leader.begun.wait()
             async with self._free:
@@ -165,10 +182,15 @@ class Drawer:
     async def _draw(self, sample: Sample, stream: SegmentStream) -> None:
         session = sample.session = self._pipeline.session()
         try:
-            drawing = session.draw(sample.input_ids, sample.wanted, sample.penalty)
+            drawing = session.draw(
+                sample.input_ids, sample.wanted, sample.processors(), sample.matcher
+            )
             async for drawn in drawing:
                 self._count(sample, drawn)
                 sample.begun.set()
+                if sample.matcher is not None and sample.matcher.failure is not None:
+                    await session.abort()
+                    raise sample.matcher.failure
                 if sample.ended:
                     await session.abort()  # again: one that comes too early is lost
                 else:

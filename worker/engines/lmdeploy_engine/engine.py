@@ -58,7 +58,7 @@ SAMPLING = frozenset(
         "sampling_seed",
     }
 )
-CAPABILITIES = SAMPLING | {"offload", "update_weights"}
+CAPABILITIES = SAMPLING | {"logit_bias", "guide", "offload", "update_weights"}
 """Of the PyTorch backend on one GPU; `capabilities` says what is left with other settings."""
 
 
@@ -207,6 +207,7 @@ class LMDeployEngine:
 
     def _open(self, directory: Path) -> _Running:
         # lmdeploy takes many seconds to import, and only this engine wants it
+        from worker.engines.guide import Guides
         from worker.engines.hf_tokenizer import HFTokenizer
 
         from .drawing import Drawer
@@ -217,9 +218,10 @@ class LMDeployEngine:
         pipeline = Pipeline(self._settings, directory)
         self.tokenizer = tokenizer
         stop_ids = pipeline.stop_ids | tokenizer.stop_ids
+        guides = Guides(tokenizer, pipeline.vocabulary, stop_ids)
         return _Running(
             pipeline,
-            Drawer(pipeline, self._settings.slots, lambda: self.policy_version, self._look),
+            Drawer(pipeline, guides, self._settings.slots, lambda: self.policy_version, self._look),
             Room(pipeline.context_tokens, pipeline.vocabulary, stop_ids),
             ModelFiles(directory, ties_embeddings=pipeline.ties_embeddings),
         )
@@ -282,5 +284,4 @@ def capabilities(settings: Settings) -> frozenset[str]:
     """What lmdeploy honours with these settings."""
     if settings.backend != "pytorch":
         return SAMPLING - {"repetition_penalty"}
-    several_gpus = settings.tp > 1 or settings.ep > 1
-    return CAPABILITIES - {"update_weights"} if several_gpus else CAPABILITIES
+    return CAPABILITIES - {"update_weights", "guide"} if settings.several_gpus else CAPABILITIES

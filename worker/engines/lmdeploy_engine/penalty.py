@@ -1,9 +1,23 @@
-"""The repetition penalty over prompt and response, as a processor of logits that lmdeploy calls."""
+"""Bias of tokens, and the repetition penalty over prompt and response: processors of logits that lmdeploy calls."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+class LogitBias:
+    """What is added to the logits of some tokens, before anything else."""
+
+    def __init__(self, bias: Sequence[tuple[int, float]]) -> None:
+        """Token ids with their bias, at least one."""
+        self._ids = torch.tensor([token_id for token_id, _ in bias])
+        self._values = torch.tensor([value for _, value in bias])
+
+    def __call__(self, _ids: Tensor, logits: Tensor) -> Tensor:
+        """`logits` `[vocabulary]` with the bias."""
+        self._ids, self._values = self._ids.to(logits.device), self._values.to(logits)
+        return logits.index_add(0, self._ids, self._values)
 
 
 class RepetitionPenalty:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 import torch
@@ -19,10 +19,15 @@ from protocols.errors import (
     UnsupportedOption,
 )
 
-from .penalty import RepetitionPenalty
+from .guidance import GUIDED, Guidance
 from .request import Wanted
 from .settings import Settings
 from .surface import AsyncEngine, Out, Tag, messages, open_engine
+
+if TYPE_CHECKING:
+    from worker.engines.guide import Matcher
+
+    from .penalty import LogitBias, RepetitionPenalty
 
 CLOSE_LIMIT_S = 30.0
 """Longest wait for lmdeploy's loop to end."""
@@ -53,6 +58,10 @@ class Pipeline:
         """Load the model and begin; blocks. Raises ConfigError where lmdeploy cannot."""
         self._settings = settings
         self._engine = open_engine(settings, directory)
+        self._guidance = Guidance(self.vocabulary)
+        if settings.guides:
+            agent: Any = self._engine.engine.executor.model_agent
+            agent.guided_decoding_manager = self._guidance
         self._engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
 
     @property
@@ -89,7 +98,7 @@ class Pipeline:
 
     def session(self) -> "Session":
         """A place for one sample."""
-        return Session(self._engine)
+        return Session(self._engine, self._guidance)
 
     async def sleep(self, level: int) -> None:
         """Free the GPU's memory: 1 keeps the weights in host memory. The prefix cache is emptied."""
@@ -136,25 +145,35 @@ class Pipeline:
 class Session:
     """One sample inside lmdeploy."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, guidance: Guidance) -> None:
         self._engine = engine
+        self._guidance = guidance
         self._session = engine.session_mgr.get()
         # without it, lmdeploy could not drop what still waits inside when it is told to stop everything
         self._session.epoch = engine.epoch
 
     async def draw(
-        self, input_ids: list[int], wanted: Wanted, penalty: float
+        self,
+        input_ids: list[int],
+        wanted: Wanted,
+        processors: "Sequence[LogitBias | RepetitionPenalty]",
+        matcher: "Matcher | None",
     ) -> AsyncIterator[Drawn]:
         """What is drawn, step by step; without a finish reason where it was aborted.
 
+        `processors` change the logits, and the `matcher` of a guide says which tokens may come.
+
         Raises RequestError where lmdeploy finds fault with the request, EngineFailed for everything else.
         """
-        processors = [RepetitionPenalty(penalty, input_ids)] if penalty != 1 else None
         exceptions: Any = import_module("lmdeploy.serve.core.exceptions")
         try:
             config = messages().GenerationConfig(
-                **msgspec.structs.asdict(wanted), logits_processors=processors
+                **msgspec.structs.asdict(wanted),
+                logits_processors=list(processors) or None,
+                response_format=GUIDED if matcher else None,
             )
+            if matcher is not None:
+                self._guidance.begin(self._session.session_id, matcher)
             request = await self._engine.preprocess(
                 None, self._session, gen_config=config, input_ids=input_ids
             )
@@ -165,6 +184,7 @@ class Session:
         except exceptions.RequestError as error:
             raise _classified(error) from error
         finally:
+            self._guidance.end(self._session.session_id)
             self._engine.session_mgr.remove(self._session)
 
     async def abort(self) -> None:

@@ -7,6 +7,7 @@ import msgspec
 from protocols.errors import ContextLengthExceeded, InvalidRequest, UnsupportedOption
 from protocols.rollout_state import FinishReason, TokenIds
 from worker.engines.base import Call
+from worker.engines.bias import check_bias
 
 HOTTEST = 2.0
 """lmdeploy's own bound of the temperature."""
@@ -59,6 +60,7 @@ class Room(msgspec.Struct, frozen=True):
                 f"the prompt, or what is kept of an earlier attempt, has the token id {largest}, and this model's "
                 f"are below {self.vocabulary}"
             )
+        check_bias(call.params, self.vocabulary)
         if call.params.temperature > HOTTEST:
             raise UnsupportedOption(
                 f"`temperature`: {call.params.temperature}; lmdeploy takes at most {HOTTEST:g}",
@@ -86,10 +88,12 @@ def ended_by(kept: TokenIds, call: Call, room: Room) -> FinishReason | None:
 def wanted(call: Call, index: int, kept_tokens: int, room: Room) -> Wanted:
     """What is left to be drawn of a sample that has `kept_tokens` already."""
     params, limit = call.params, room.limit(call)
+    # a guide minds it itself
+    least = 0 if params.guide else params.min_tokens
     greedy = params.temperature == 0
     return Wanted(
         max_new_tokens=limit - kept_tokens,
-        min_new_tokens=max(0, min(params.min_tokens, limit) - kept_tokens),
+        min_new_tokens=max(0, min(least, limit) - kept_tokens),
         temperature=1.0 if greedy else params.temperature,
         top_p=1.0 if greedy else params.top_p,
         top_k=1 if greedy else params.top_k,

@@ -31,3 +31,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Of the weights that it starts with."""
     stall_s: float = 120.0
     """An engine that has work and takes no step for so long counts as broken."""
+
+    @property
+    def several_gpus(self) -> bool:
+        """Whether the model runs in other processes than this one."""
+        return self.tp > 1 or self.ep > 1
+
+    @property
+    def guides(self) -> bool:
+        """Whether a guide can be followed: lmdeploy's sampling is in this process."""
+        return self.backend == "pytorch" and not self.several_gpus

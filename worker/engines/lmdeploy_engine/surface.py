@@ -30,6 +30,7 @@ class Out(Protocol):
 class EngineSession(Protocol):
     """One request inside."""
 
+    session_id: int
     epoch: int | None
 
     async def async_abort(self) -> None:

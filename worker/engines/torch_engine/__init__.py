@@ -16,7 +16,7 @@ from .settings import Settings
 
 __all__ = ["Settings", "TorchEngine", "build"]
 
-_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "jinja2")
+_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "jinja2", "llguidance")
 
 
 def build(config: Config) -> TorchEngine:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from protocols.errors import ConfigError
 from worker.engines.base import Call, Weights
+from worker.engines.guide import Guides
 from worker.engines.hf_tokenizer import HFTokenizer
 
 from .checkpoint import locate
@@ -37,6 +38,7 @@ class Parts(msgspec.Struct, frozen=True):
     vocabulary: int
     stop_ids: frozenset[int]
     """Token ids that end a response: the model's own and the tokenizer's."""
+    guides: Guides
     parameters: Parameters
     reload: Callable[[], LanguageModel]
     """The model that the engine started with, once more, in host memory."""
@@ -66,6 +68,7 @@ def assemble(settings: Settings) -> Parts:
     kv = probe(model, settings.slots, settings.kv_memory_bytes)
     context_tokens = _context_tokens(settings, model, kv.budget_tokens)
     chunk_tokens = min(settings.prefill_chunk_tokens, context_tokens)
+    stop_ids = model.stop_ids | tokenizer.stop_ids
     # what is forwarded of prompts waits outside the rows: at most one context, or a chunk of short prompts
     schedule = Schedule(settings.slots, kv.budget_tokens - context_tokens, chunk_tokens)
     return Parts(
@@ -73,7 +76,8 @@ def assemble(settings: Settings) -> Parts:
         runner=Runner(model, kv, schedule, chunk_tokens),
         context_tokens=context_tokens,
         vocabulary=model.vocabulary,
-        stop_ids=model.stop_ids | tokenizer.stop_ids,
+        stop_ids=stop_ids,
+        guides=Guides(tokenizer, model.vocabulary, stop_ids),
         parameters=model.parameters(),
         reload=partial(load, directory, dtype, "cpu"),
     )

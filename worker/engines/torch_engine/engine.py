@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocols.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
+from protocols.cancellation import cancel
+from protocols.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, RolloutError
 from worker.engines.base import Call, Counters, Generation, Memory, Tokenizer, Weights
+from worker.engines.bias import check_bias
 from worker.engines.breakdown import Breakdown
 from worker.engines.weights import (
     after_offload,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from .assembly import Parts
     from .loop import SlotLoop
+    from .schedule import Request
 
 CLOSE_LIMIT_S = 30.0
 """Longest wait for the step under way when the engine closes."""
@@ -50,6 +53,8 @@ CAPABILITIES = frozenset(
         "return_logprob",
         "top_logprobs",
         "sampling_seed",
+        "logit_bias",
+        "guide",
         "offload",
         "update_weights",
     }
@@ -78,6 +83,7 @@ class TorchEngine:
         self._loop: SlotLoop | None = None
         self._one_order = asyncio.Lock()
         self._moving: Future[None] | None = None
+        self._guiding: set[asyncio.Task[None]] = set()
         self._broken = Breakdown()
 
     async def start(self) -> None:
@@ -91,6 +97,7 @@ class TorchEngine:
 
     async def close(self) -> None:
         """End the slot loop and free the weights; open generations raise EngineFailed."""
+        await cancel(*self._guiding)
         if self._loop is not None:
             await asyncio.to_thread(self._loop.close, CLOSE_LIMIT_S)
         self._parts = self._loop = None
@@ -103,16 +110,17 @@ class TorchEngine:
         """Begin a call; it waits inside the engine while all slots or all memory for keys and values are in use.
 
         Raises EngineFailed where the engine is not running or its weights are not loaded, RequestError for a prompt
-        that it cannot take.
+        that it cannot take. A guide that cannot be followed is told by the generation.
         """
-        parts, loop = self._started()
-        if self._moving is not None and not self._moving.done():
-            raise EngineFailed("the engine's weights are being moved; try again")
-        if self.memory != "loaded":
-            raise not_loaded(self.memory)
+        parts, loop = self._ready()
         self._check(call)
         request = parts.request(call)
-        loop.submit(request)
+        if call.params.guide is None:
+            loop.submit(request)
+        else:
+            task = asyncio.create_task(self._guide(call, request))
+            self._guiding.add(task)
+            task.add_done_callback(self._guiding.discard)
         return request.stream
 
     async def update_weights(self, weights: Weights) -> None:
@@ -160,6 +168,34 @@ class TorchEngine:
             raise EngineFailed("the torch engine is not running; another worker can take the job")
         return self._parts, self._loop
 
+    def _ready(self) -> "tuple[Parts, SlotLoop]":
+        started = self._started()
+        if self._moving is not None and not self._moving.done():
+            raise EngineFailed("the engine's weights are being moved; try again")
+        if self.memory != "loaded":
+            raise not_loaded(self.memory)
+        return started
+
+    async def _guide(self, call: Call, request: "Request") -> None:
+        """Submit a request as soon as its guide is compiled."""
+        failure: RolloutError = EngineFailed(
+            "the engine ended before the sample's guide was compiled; another worker can take the job"
+        )
+        submitted = False
+        try:
+            parts, _ = self._started()
+            waiting = (parts.guides.matcher(call, index) for index in range(call.params.n))
+            request.guide(await asyncio.gather(*waiting))
+            _, loop = self._ready()
+            loop.submit(request)
+            submitted = True
+        except RolloutError as error:
+            failure = error
+        finally:
+            if not submitted:
+                request.end()
+                request.stream.fail(failure)
+
     async def _move(self, act: Callable[[], None], memory: Memory) -> None:
         """Change the weights by `act` between two steps; then the memory is `memory`."""
         parts, loop = self._started()
@@ -204,3 +240,4 @@ class TorchEngine:
                 f"the prompt, or what is kept of an earlier attempt, has the token id {largest}, and this model's "
                 f"are below {self.vocabulary}"
             )
+        check_bias(call.params, self.vocabulary)

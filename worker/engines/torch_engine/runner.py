@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from protocols.errors import EngineFailed
+from protocols.errors import EngineFailed, RolloutError
 from protocols.job import Segment
 from protocols.rollout_state import Logprobs, TokenIds
 from worker.engines.base import Counters
@@ -20,7 +20,7 @@ from .prompt import Prompts
 from .sampling import Drawn, draw
 from .schedule import Request, Sample, Schedule
 
-News = tuple[SegmentStream, Segment | EngineFailed]
+News = tuple[SegmentStream, Segment | RolloutError]
 """What a step has for a reader."""
 
 
@@ -154,13 +154,13 @@ class Runner:
         self._generated_tokens += len(drawing)
         for place, row in enumerate(drawing):
             sample = rows[row]
-            if math.isfinite(drawn.logprobs[place]):
+            failure = _failure(sample, drawn.logprobs[place])
+            if failure is None:
                 yield sample.request.stream, _segment(sample, drawn, place, policy_version)
                 continue
             self._kv.clear(row)
             if not sample.ended:
                 sample.request.end()
-                failure = EngineFailed("the model's logits are not finite for this prompt")
                 yield sample.request.stream, failure
 
     def _decode(self, rows: Sequence[Sample]) -> Tensor:
@@ -185,6 +185,12 @@ class Runner:
 def _picked(logits: Tensor, rows: Sequence[int]) -> Tensor:
     """These rows; the tensor itself where they are all."""
     return logits if len(rows) == len(logits) else logits[rows]
+
+
+def _failure(sample: Sample, logprob: float) -> RolloutError | None:
+    if not math.isfinite(logprob):
+        return EngineFailed("the model's logits are not finite for this prompt")
+    return sample.draws.matcher.failure if sample.draws.matcher else None
 
 
 def _segment(sample: Sample, drawn: Drawn, place: int, policy_version: int) -> Segment:

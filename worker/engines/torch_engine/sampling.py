@@ -1,6 +1,7 @@
 """One token for every row of a step, from that row's logits alone.
 
-The order is Hugging Face's: penalties, minimum length, temperature, top-k, top-p. What is left is drawn by a race:
+The order is Hugging Face's: bias, penalties, minimum length, what a guide allows, temperature, top-k, top-p. What is
+left is drawn by a race:
 the token with the greatest `probability / noise` wins, and the noise belongs to (seed, position, token). A race hardly
 feels the last bits of the logits, which depend on what else is in the batch; one number searched for in the summed
 probabilities would (on SmolLM2 in float32 about one token in a thousand changed, and none of 16,000 in a race).
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from protocols.rollout_state import SampleParams
+from worker.engines.guide import Matcher, masked, words_of
 
 from . import noise
 
@@ -52,6 +54,8 @@ class Draws:
         self.kept = kept
         self.tokens = len(kept)
         """Tokens of the response so far."""
+        self.matcher: Matcher | None = None
+        """What a guide allows, behind `kept`; it minds `params.min_tokens` itself."""
         self._seed = seed
         self._prompt_ids = prompt_ids
         self._seen: Tensor | None = None
@@ -71,6 +75,12 @@ class Draws:
     def repeating(self) -> bool:
         """Whether it matters which tokens came before, the prompt's included."""
         return self.params.repetition_penalty != 1
+
+    @property
+    def short(self) -> bool:
+        """Whether it must not end yet."""
+        early = self.tokens < self.params.min_tokens
+        return early and bool(self.stop_ids) and self.matcher is None
 
     def seen(self, like: Tensor) -> Tensor:
         """Whether prompt or response has a token: bool `[vocabulary]`; `like` is a row of logits."""
@@ -93,6 +103,8 @@ class Draws:
             self._seen[token_id] = True
         if self._counts is not None:
             self._counts[token_id] += 1
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
 
 
 def draw(logits: Tensor, rows: Sequence[Draws]) -> Drawn:
@@ -119,13 +131,17 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def adjusted(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
-    """Logits after penalties and minimum length; the tensor itself where no row asks for either."""
+    """Logits after bias, penalties, minimum length and guides; the tensor itself where no row asks for any."""
+    biased = _where(rows, lambda row: bool(row.params.logit_bias))
     repeating = _where(rows, lambda row: row.repeating)
     counting = _where(rows, lambda row: row.counting)
-    short = _where(rows, lambda row: row.tokens < row.params.min_tokens and bool(row.stop_ids))
-    if not (repeating or counting or short):
+    short = _where(rows, lambda row: row.short)
+    guided = _where(rows, lambda row: row.matcher is not None)
+    if not (biased or repeating or counting or short or guided):
         return logits
     changed = logits.clone()
+    if biased:
+        _add_bias(changed, rows)
     if repeating:
         chosen = [rows[i] for i in repeating]
         changed[repeating] = _without_repetition(changed[repeating], chosen)
@@ -134,6 +150,8 @@ def adjusted(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
         changed[counting] = _without_frequency(changed[counting], chosen)
     for i in short:
         changed[i, [one for one in rows[i].stop_ids if 0 <= one < logits.shape[-1]]] = -torch.inf
+    if guided:
+        changed[guided] = _guided(changed[guided], [rows[i] for i in guided])
     return changed
 
 
@@ -146,6 +164,23 @@ def _chosen(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
     if random:
         tokens[random] = _race(logits[random], [rows[i] for i in random])
     return tokens
+
+
+def _add_bias(logits: Tensor, rows: Sequence[Draws]) -> None:
+    """In place."""
+    added = [(i, *one) for i, row in enumerate(rows) for one in row.params.logit_bias]
+    lines, ids, values = (
+        torch.tensor(one, device=logits.device) for one in zip(*added, strict=True)
+    )
+    logits.index_put_((lines, ids), values.to(logits.dtype), accumulate=True)
+
+
+def _guided(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
+    words = torch.empty(len(rows), words_of(logits.shape[-1]), dtype=torch.int32)
+    for row, line in zip(rows, words, strict=True):
+        if row.matcher is not None:
+            row.matcher.fill(line)
+    return masked(logits, words)
 
 
 def _without_repetition(logits: Tensor, rows: Sequence[Draws]) -> Tensor:

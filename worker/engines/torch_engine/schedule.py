@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, TokenIds
 from worker.engines.base import Call
+from worker.engines.guide import Matcher
 from worker.engines.stream import SegmentStream
 
 from .sampling import Draws
@@ -83,6 +84,11 @@ class Request:
     def ended(self) -> bool:
         """Whether nobody wants any sample of it any more."""
         return all(sample.ended for sample in self.samples)
+
+    def guide(self, matchers: Sequence[Matcher]) -> None:
+        """Constrain what is drawn, one matcher a sample; before it is submitted."""
+        for sample, matcher in zip(self.samples, matchers, strict=True):
+            sample.draws.matcher = matcher
 
     def end(self) -> None:
         """Let all samples leave."""
