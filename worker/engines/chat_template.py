@@ -3,6 +3,7 @@
 What a template can show is tried once, on conversations of a few words.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -103,7 +104,7 @@ class ChatTemplate:
             ),
             neighbours=self._shows([_USER, _LATE_USER], (_FIRST, _LATE))
             and self._shows([_USER, _ANSWER, _LATE_ANSWER, _USER], (_SECOND, _LATE)),
-            options=frozenset(name for name in OPTIONS if name in self._source),
+            options=frozenset(OPTIONS).intersection(re.findall(r"\w+", self._source)),
         )
 
     def _shows(
