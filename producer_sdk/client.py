@@ -25,6 +25,7 @@ from producer_sdk.session import Session
 from producer_sdk.stream import Source, Stream
 from protocols import codec
 from protocols.control import words
+from protocols.dialects.generate import request_params
 from protocols.errors import ConfigError, InvalidRequest
 from protocols.job import DEFAULT_PROTOCOL, Job, Lane, Reply
 from protocols.queue.broker import Broker
@@ -205,7 +206,7 @@ class Client:
     ) -> Future[Group]:
         """Draw `n` samples of one prompt: text, token ids, or messages."""
         params = msgspec.structs.replace(params or SampleParams(), n=n)
-        body = {**_prompt_field(prompt), "sample_params": msgspec.to_builtins(params)}
+        body = {**_prompt_field(prompt), "sample_params": request_params(params)}
         job = self._job(body, "generate", options)
         inner = converted(self._started().submit(job), lambda reply: Group.of(reply, n))
         return Future(inner, job.id, self._cancel_one)

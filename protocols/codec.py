@@ -1,15 +1,15 @@
 """Bytes to and from what travels: the one place that knows the wire.
 
 JSON is the dialects' own; rollout states are msgpack, with token ids as little-endian u32 and
-log-probabilities as little-endian f32. Samples after the first leave out the prompt, which equals
-the first's.
+log-probabilities as little-endian f32. Samples after the first leave out the prompt and its tools,
+which equal the first's.
 """
 
 import json
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -18,6 +18,8 @@ from protocols.rollout_state import Logprobs, RolloutState, TokenIds
 from protocols.session import Node
 
 JOB_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
+MAX_DEPTH = 100
+"""Of schemas and arguments: what is deeper would break the libraries that read them later."""
 MAX_NAMED_CHARS = 256
 """An error repeats no more of what a client sent."""
 Parsed = TypeVar("Parsed")
@@ -67,7 +69,7 @@ def pack_states(states: Sequence[RolloutState]) -> bytes:
     """One rollout state a sample; those after the first without their prompt."""
     first, *others = states
     bare = [
-        msgspec.structs.replace(state, message=(), prompt=None, prompt_ids=TokenIds())
+        msgspec.structs.replace(state, message=(), prompt=None, tools=(), prompt_ids=TokenIds())
         for state in others
     ]
     return _pack.encode([first, *bare])
@@ -80,7 +82,11 @@ def unpack_states(packed: bytes) -> tuple[RolloutState, ...]:
     first, *others = _unpack.decode(packed)
     return first, *(
         msgspec.structs.replace(
-            state, message=first.message, prompt=first.prompt, prompt_ids=first.prompt_ids
+            state,
+            message=first.message,
+            prompt=first.prompt,
+            tools=first.tools,
+            prompt_ids=first.prompt_ids,
         )
         for state in others
     )
@@ -108,12 +114,20 @@ def decode_json(data: bytes) -> dict[str, Any]:
 
 def json_text(value: object, field: str) -> str:
     """Compact JSON text, keys as they come; raises InvalidRequest, which names `field`, where it is too deep."""
-    try:
-        return json.dumps(
-            value, ensure_ascii=False, separators=(",", ":")
-        )  # takes integers of any size
-    except RecursionError:
-        raise InvalidRequest(f"`{field}`: nested too deeply", param=field) from None
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise InvalidRequest(f"`{field}`: nested deeper than {MAX_DEPTH} levels", param=field)
+    return json.dumps(
+        value, ensure_ascii=False, separators=(",", ":")
+    )  # takes integers of any size
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return cast("dict[str, object]", value).values()
+    return cast("list[object]", value) if isinstance(value, list) else ()
 
 
 def object_text(text: str) -> str | None:

@@ -23,19 +23,17 @@ class Offer(msgspec.Struct, frozen=True):
 
     tools: tuple[Tool, ...] = ()
     choice: ToolChoice = ToolChoice()
-    strict: tuple[str, ...] = ()
-    """Where a tool's `strict` stands: arguments that follow the schema. Where a call is required they always do."""
-
-    @property
-    def must_call(self) -> bool:
-        """Whether the answer has to be a call."""
-        return self.choice.mode == "required"
 
 
 def offer_of(
     tools: tuple[Tool, ...], choice: ToolChoice, strict: tuple[str, ...], report: Report
 ) -> Offer:
-    """The tools, once they are known to be told apart and to have the one that must be called."""
+    """The tools, once they are known to be told apart and to have the one that must be called.
+
+    `strict` says where a tool demands arguments that follow its schema. Raises RequestError.
+    """
+    if not tools and choice.mode != "required":
+        return Offer()
     names = Counter(tool.name for tool in tools)
     for name, count in names.items():
         if count > 1:
@@ -52,13 +50,13 @@ def offer_of(
     if choice.mode != "required":
         for field in strict:
             report.ignore(field, "arguments are held to the schema only where a call is required")
-    return Offer(tools, choice if tools else ToolChoice(), strict)
+    return Offer(tools, choice)
 
 
 def guide_of(offer: Offer, wanted: JsonGuide | None, field: str, report: Report) -> Guide | None:
     """What the tokens are constrained to: the call that must come, else the format wanted by `field`."""
     choice = offer.choice
-    if offer.must_call:
+    if choice.mode == "required":
         if wanted is not None:
             report.ignore(field, "the answer is a call, which `tool_choice` requires")
         callable_ = tuple(tool for tool in offer.tools if choice.name in (None, tool.name))

@@ -14,7 +14,9 @@ the struct lacks are unknown, and refused by the decoder.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeVar, get_type_hints
 
 import msgspec
@@ -94,15 +96,22 @@ class Verdicts:
             for verdict in getattr(hint, "__metadata__", ())
             if isinstance(verdict, Verdict)
         }
+        self._values = _getter(*self.by_field)
 
     def check(self, value: msgspec.Struct, report: Report, *at: str | int) -> None:
         """Report or refuse fields of `value`, which lies at path `at`; raises UnsupportedOption."""
-        values = [getattr(value, name) for name in self.by_field]
+        values = self._values(value)
         if values.count(None) == len(values):
             return
         for (name, verdict), given in zip(self.by_field.items(), values, strict=True):
             if given not in verdict.neutral:
                 report.judge(verdict.tolerated, path(*at, name), _why(verdict))
+
+
+def _getter(*names: str) -> Callable[[msgspec.Struct], tuple[object, ...]]:
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda value: tuple([getattr(value, name) for name in names])
 
 
 def _why(verdict: Verdict) -> str:

@@ -40,6 +40,7 @@ from protocols.dialects.sampling import (
     sample_params,
 )
 from protocols.errors import InvalidRequest, RolloutError
+from protocols.message import CallGuide, JsonGuide
 from protocols.rollout_state import RolloutState, SampleParams, Status, TokenIds
 
 
@@ -112,6 +113,23 @@ class Response(msgspec.Struct, frozen=True, gc=False):
     samples: list[Sample]
     usage: Usage
     rollout: Result
+
+
+def request_params(params: SampleParams) -> dict[str, object]:
+    """`sample_params` of a request, for parameters in their normal form; raises InvalidRequest for a guide to calls."""
+    told: dict[str, object] = msgspec.to_builtins(params)
+    if params.logit_bias:
+        told["logit_bias"] = {str(token_id): bias for token_id, bias in params.logit_bias}
+    match params.guide:
+        case None:
+            pass
+        case JsonGuide(schema):
+            schema_field = {"schema": msgspec.Raw(schema.encode())}
+            told["response_format"] = {"type": "json_schema", "json_schema": schema_field}
+        case CallGuide():
+            raise InvalidRequest("`guide`: send `tools` and `tool_choice` instead", param="guide")
+    told.pop("guide", None)
+    return told
 
 
 class Generate:

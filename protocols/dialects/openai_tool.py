@@ -176,6 +176,8 @@ def reasoning(
     effort: Effort | None, enabled: bool | None, kwargs: dict[str, object] | None, report: Report
 ) -> Reasoning:
     """Whether and how much the model shall think; raises RequestError."""
+    if effort is None and enabled is None and not kwargs:
+        return Reasoning()
     at = "chat_template_kwargs"
     known = TemplateKwargs.__struct_fields__
     for name in kwargs or ():

@@ -108,7 +108,7 @@ def messages(protocol: str, turns: list[Body], **more: object) -> tuple[Message,
 
 
 def claude_blocks(*content: Body, role: str = "user") -> tuple[Block, ...]:
-    turns = [{"role": role, "content": list(content)}, USER]
+    turns: list[Body] = [{"role": role, "content": list(content)}, USER]
     return messages("claude.messages", turns)[0].content
 
 

@@ -185,7 +185,7 @@ def test_response_is_valid_for_the_official_client(path: Path) -> None:
             said = [said_by_openai(choice.message) for choice in choices]
         case "openai.completions":
             plain = Completion.model_validate_json(body, strict=True)
-            said = [{"text": choice.text} for choice in plain.choices]
+            said = [spoken(choice.text, "", []) for choice in plain.choices]
         case "claude.messages":
             said = [said_by_claude(ClaudeMessage.model_validate_json(body, strict=True))]
         case "claude.count_tokens":
@@ -212,11 +212,8 @@ def blocks_of(sample: RolloutState) -> Said:
 
 
 def spoken(text: str, thinking: str, calls: list[tuple[str, str]]) -> Said:
-    return (
-        {"text": text}
-        | ({"thinking": thinking} if thinking else {})
-        | ({"calls": calls} if calls else {})
-    )
+    parts: Said = {"text": text, "thinking": thinking, "calls": calls}
+    return {name: part for name, part in parts.items() if part}
 
 
 def said_by_openai(message: ChatCompletionMessage) -> Said:

@@ -90,56 +90,56 @@ def test_limit_is_told_with_its_field(protocol: str, at: Path, value: object, li
     assert limit in caught.value.message
 
 
-@pytest.mark.parametrize(
-    ("protocol", "body", "field"),
-    [
-        ("openai.chat", {}, "messages"),
-        ("openai.chat", {"messages": [{"content": "Hi"}]}, "messages[0].role"),
-        (
-            "openai.chat",
-            {"messages": [USER | {"content": [{"type": "text"}]}]},
-            "messages[0].content[0].text",
-        ),
-        (
-            "openai.chat",
-            {"messages": [{"role": "tool", "content": "3"}]},
-            "messages[0].tool_call_id",
-        ),
-        (
-            "openai.chat",
-            {"messages": [USER], "tools": [{"type": "function"}]},
-            "tools[0].function",
-        ),
-        (
-            "openai.chat",
-            {"messages": [USER], "tools": [{"type": "function", "function": {}}]},
-            "tools[0].function.name",
-        ),
-        (
-            "openai.chat",
-            {"messages": [USER], "response_format": {"type": "json_schema"}},
-            "response_format.json_schema",
-        ),
-        ("openai.completions", {}, "prompt"),
-        ("claude.count_tokens", {}, "messages"),
-        ("claude.messages", {"messages": [USER]}, "max_tokens"),
-        (
-            "claude.messages",
-            {"max_tokens": 1, "messages": [USER], "tools": [{"name": "f"}]},
-            "tools[0].input_schema",
-        ),
-        (
-            "claude.messages",
-            {"max_tokens": 1, "messages": [{"role": "user"}]},
-            "messages[0].content",
-        ),
-        (
-            "claude.messages",
-            {"max_tokens": 1, "messages": [USER], "system": [{"type": "text"}]},
-            "system[0].text",
-        ),
-    ],
-)
+MISSING: list[tuple[str, Body, str]] = [
+    ("openai.chat", {}, "messages"),
+    ("openai.chat", {"messages": [{"content": "Hi"}]}, "messages[0].role"),
+    (
+        "openai.chat",
+        {"messages": [USER | {"content": [{"type": "text"}]}]},
+        "messages[0].content[0].text",
+    ),
+    (
+        "openai.chat",
+        {"messages": [{"role": "tool", "content": "3"}]},
+        "messages[0].tool_call_id",
+    ),
+    (
+        "openai.chat",
+        {"messages": [USER], "tools": [{"type": "function"}]},
+        "tools[0].function",
+    ),
+    (
+        "openai.chat",
+        {"messages": [USER], "tools": [{"type": "function", "function": {}}]},
+        "tools[0].function.name",
+    ),
+    (
+        "openai.chat",
+        {"messages": [USER], "response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+    ),
+    ("openai.completions", {}, "prompt"),
+    ("claude.count_tokens", {}, "messages"),
+    ("claude.messages", {"messages": [USER]}, "max_tokens"),
+    (
+        "claude.messages",
+        {"max_tokens": 1, "messages": [USER], "tools": [{"name": "f"}]},
+        "tools[0].input_schema",
+    ),
+    (
+        "claude.messages",
+        {"max_tokens": 1, "messages": [{"role": "user"}]},
+        "messages[0].content",
+    ),
+    (
+        "claude.messages",
+        {"max_tokens": 1, "messages": [USER], "system": [{"type": "text"}]},
+        "system[0].text",
+    ),
+]
+
+
+@pytest.mark.parametrize(("protocol", "body", "field"), MISSING)
 def test_missing_field_is_named(protocol: str, body: Body, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         normalize(protocol, body)

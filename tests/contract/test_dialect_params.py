@@ -3,6 +3,8 @@
 import pytest
 
 from protocols.dialects import generate, openai_chat
+from protocols.errors import InvalidRequest
+from protocols.message import CallGuide, JsonGuide, Tool
 from protocols.rollout_state import SampleParams
 from tests.dialect_bodies import PLAIN, USER, Body, normalize
 
@@ -50,3 +52,20 @@ def test_aliases_meet_in_one_parameter(
     normal = normalize("openai.chat", PLAIN["openai.chat"] | given)
     assert getattr(normal.state.sample_params, field) == value
     assert normal.ignored == unused
+
+
+def test_parameters_in_their_normal_form_make_a_request() -> None:
+    given = SampleParams(
+        n=2,
+        max_tokens=5,
+        temperature=0.5,
+        stops=("a",),
+        logit_bias=((3, -1.0), (7, 2.5)),
+        guide=JsonGuide('{"type":"array"}'),
+        sampling_seed=9,
+    )
+    for params in (given, SampleParams()):
+        body = {"prompt": "a", "sample_params": generate.request_params(params)}
+        assert normalize("generate", body).state.sample_params == params
+    with pytest.raises(InvalidRequest, match="send `tools` and `tool_choice` instead"):
+        generate.request_params(SampleParams(guide=CallGuide((Tool("f"),))))

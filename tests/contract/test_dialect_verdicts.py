@@ -156,62 +156,62 @@ def test_neutral_values_change_nothing(
         assert normalize(protocol, under("error", put(body, at, value))) == plain
 
 
-@pytest.mark.parametrize(
-    ("protocol", "body", "field"),
-    [
-        ("openai.chat", {"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type"),
-        ("openai.chat", {"tool_choice": {"type": "custom"}}, "tool_choice.type"),
-        ("openai.chat", {"response_format": {"type": "regex"}}, "response_format.type"),
-        ("openai.chat", {"chat_template_kwargs": {"tone": 1}}, "chat_template_kwargs.tone"),
-        (
-            "openai.chat",
-            {"messages": [USER | {"content": [{"type": "text", "text": "a"}, {"type": "file"}]}]},
-            "messages[0].content[1].type",
-        ),
-        (
-            "openai.chat",
-            {
-                "messages": [
-                    {
-                        "role": "assistant",
-                        "content": "a",
-                        "tool_calls": [{"id": "1", "type": "custom", "custom": {}}],
-                    }
-                ]
-            },
-            "messages[0].tool_calls[0].type",
-        ),
-        (
-            "claude.messages",
-            {"tools": [{"type": "web_search_20250305", "name": "w", "max_uses": 5}]},
-            "tools[0].type",
-        ),
-        (
-            "claude.messages",
-            {
-                "messages": [
-                    USER | {"content": [{"type": "text", "text": "a"}, {"type": "mcp_tool_use"}]}
-                ]
-            },
-            "messages[0].content[1].type",
-        ),
-        (
-            "claude.messages",
-            {
-                "messages": [
-                    USER
-                    | {
-                        "content": [
-                            {"type": "document", "source": {"type": "base64", "data": "x"}},
-                            {"type": "text", "text": "a"},
-                        ]
-                    }
-                ]
-            },
-            "messages[0].content[0].source.type",
-        ),
-    ],
-)
+DECISIVE: list[tuple[str, Body, str]] = [
+    ("openai.chat", {"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type"),
+    ("openai.chat", {"tool_choice": {"type": "custom"}}, "tool_choice.type"),
+    ("openai.chat", {"response_format": {"type": "regex"}}, "response_format.type"),
+    ("openai.chat", {"chat_template_kwargs": {"tone": 1}}, "chat_template_kwargs.tone"),
+    (
+        "openai.chat",
+        {"messages": [USER | {"content": [{"type": "text", "text": "a"}, {"type": "file"}]}]},
+        "messages[0].content[1].type",
+    ),
+    (
+        "openai.chat",
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": "a",
+                    "tool_calls": [{"id": "1", "type": "custom", "custom": {}}],
+                }
+            ]
+        },
+        "messages[0].tool_calls[0].type",
+    ),
+    (
+        "claude.messages",
+        {"tools": [{"type": "web_search_20250305", "name": "w", "max_uses": 5}]},
+        "tools[0].type",
+    ),
+    (
+        "claude.messages",
+        {
+            "messages": [
+                USER | {"content": [{"type": "text", "text": "a"}, {"type": "mcp_tool_use"}]}
+            ]
+        },
+        "messages[0].content[1].type",
+    ),
+    (
+        "claude.messages",
+        {
+            "messages": [
+                USER
+                | {
+                    "content": [
+                        {"type": "document", "source": {"type": "base64", "data": "x"}},
+                        {"type": "text", "text": "a"},
+                    ]
+                }
+            ]
+        },
+        "messages[0].content[0].source.type",
+    ),
+]
+
+
+@pytest.mark.parametrize(("protocol", "body", "field"), DECISIVE)
 def test_what_would_change_the_answer_is_dropped_only_on_demand(
     protocol: str, body: Body, field: str
 ) -> None:

@@ -98,7 +98,7 @@ WRONG_FIELDS: list[tuple[str, Body, str, str]] = [
     ("openai.chat", {"messages": "x"}, "messages", "array"),
     ("openai.chat", {"messages": []}, "messages", "1"),
     ("openai.chat", {"messages": [{}]}, "messages[0].role", "required"),
-    ("openai.chat", {"messages": [{"role": "user"}]}, "messages[0].content", "text"),
+    ("openai.chat", {"messages": [{"role": "user"}]}, "messages[0].content", "string"),
     (
         "openai.chat",
         {"messages": [{"role": "boss", "content": "x"}]},
@@ -118,7 +118,11 @@ WRONG_FIELDS: list[tuple[str, Body, str, str]] = [
     ("openai.chat", chat("x", min_tokens=9, max_tokens=4), "min_tokens", "4"),
     ("openai.chat", chat("x", stop_token_ids=[262]), "stop_token_ids", "261"),
     ("openai.chat", chat("x", temprature=1), "temprature", "unknown"),
-    ("openai.chat", chat("x", logit_bias={"5": 1}), "logit_bias", "not supported"),
+    ("openai.chat", chat("x", functions=[{"name": "f"}]), "functions", "not supported"),
+    ("openai.chat", chat("x", tool_choice="required"), "tool_choice", "no tool"),
+    ("openai.completions", {"prompt": ["a", "b"]}, "prompt", "a job has one"),
+    ("openai.completions", {"prompt": "a", "echo": True}, "echo", "not supported"),
+    ("claude.count_tokens", {"messages": []}, "messages", "1"),
     ("claude.messages", {"messages": [USER]}, "max_tokens", "required"),
     ("claude.messages", claude("x", max_tokens=CONTEXT + 1), "max_tokens", str(CONTEXT)),
     ("claude.messages", {"messages": [], "max_tokens": 5}, "messages", "1"),
@@ -141,7 +145,7 @@ def test_a_wrong_field_is_named_with_its_limit(
     error = told(reply)
     assert field in error["message"]
     assert limit in error["message"]
-    if protocol != "claude.messages":
+    if not protocol.startswith("claude."):
         assert error["param"] == field
     with pytest.raises(RolloutError):
         reply.raise_for_status()
@@ -170,7 +174,9 @@ def test_an_unknown_protocol_is_400_and_lists_the_known(client: Client) -> None:
     assert (reply.code, reply.error) == (400, "unknown_protocol")
     error = told(reply)
     assert error["param"] == "protocol"
-    assert "'openai.chatt' is unknown; known are openai.chat, claude.messages" in error["message"]
+    assert (
+        "'openai.chatt' is unknown; known are openai.chat, openai.completions" in error["message"]
+    )
 
 
 @pytest.mark.parametrize("tokens", [CONTEXT, CONTEXT + 1, 3 * CONTEXT])

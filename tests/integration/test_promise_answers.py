@@ -182,9 +182,9 @@ def test_promise_4_a_failed_sample_never_looks_like_an_answer(client: Client, se
 def test_promise_5_no_option_is_dropped_silently(client: Client, serve: Serve) -> None:
     """Refused by name, or reported under `ignored`, or honoured: here all three, and the unknown."""
     serve()
-    refused = client.submit(chat("x", tools=[{"type": "function"}])).result(LIMIT_S)
+    refused = client.submit(chat("x", functions=[{"name": "f"}])).result(LIMIT_S)
     assert (refused.code, refused.error) == (400, "unsupported_option")
-    assert "`tools`" in refused.response["error"]["message"]
+    assert "`functions`" in refused.response["error"]["message"]
     unknown = client.submit(chat("x", no_such_option=1)).result(LIMIT_S)
     assert "`no_such_option`: unknown field" in unknown.response["error"]["message"]
     ignored = client.submit(chat("xyz", user="me", priority=3, max_tokens=2)).result(LIMIT_S)
@@ -194,7 +194,7 @@ def test_promise_5_no_option_is_dropped_silently(client: Client, serve: Serve) -
 
 def test_promise_5_what_is_refused_costs_no_generation(client: Client, serve: Serve) -> None:
     serve(lease_s=0.6)
-    bodies = [chat("x" * 50, tools=[{"type": "function"}]), chat("x" * 50, model="other")]
+    bodies = [chat("x" * 50, functions=[{"name": "f"}]), chat("x" * 50, model="other")]
     for body in bodies:
         assert client.submit(body).result(LIMIT_S).status is JobStatus.FAILED
     assert client.submit(chat("abc")).result(LIMIT_S).status is JobStatus.COMPLETED

@@ -19,34 +19,128 @@ Containers = list[tuple[dict[str, JsonValue] | list[JsonValue], str | int]]
 
 TEXT_TURN: JsonValue = {"role": "user", "content": "Hi"}
 BLOCK_TURN: JsonValue = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
-VALID: dict[str, JsonValue] = {
+TOOL_TURNS: list[JsonValue] = [
+    {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "T",
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "3"},
+    {
+        "role": "user",
+        "content": [{"type": "image_url", "image_url": {"url": "https://a", "detail": "auto"}}],
+    },
+]
+FUNCTION: JsonValue = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+}
+CLAUDE_TURNS: list[JsonValue] = [
+    BLOCK_TURN,
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "T", "signature": "s"},
+            {"type": "redacted_thinking", "data": "d"},
+            {"type": "text", "text": "A"},
+            {"type": "tool_use", "id": "1", "name": "f", "input": {"a": [1]}},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [
+            {
+                "type": "tool_result",
+                "tool_use_id": "1",
+                "is_error": True,
+                "content": [
+                    {"type": "text", "text": "3"},
+                    {"type": "image", "source": {"type": "url", "url": "https://a"}},
+                ],
+            },
+            {
+                "type": "document",
+                "title": "t",
+                "source": {"type": "text", "media_type": "text/plain", "data": "D"},
+            },
+            {
+                "type": "search_result",
+                "source": "s",
+                "title": "t",
+                "content": [{"type": "text", "text": "x"}],
+            },
+        ],
+    },
+]
+CUSTOM: JsonValue = {
+    "name": "f",
+    "description": "d",
+    "input_schema": {"type": "object"},
+    "input_examples": [{"a": 1}],
+    "strict": True,
+}
+SHARED: dict[str, JsonValue] = {
+    "model": "m",
+    "max_tokens": 5,
+    "n": 2,
+    "stop": ["a", "b"],
+    "seed": 3,
+    "temperature": 0.5,
+    "logit_bias": {"7": -1},
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "rollout": {"group": "g", "script": {"text": "x"}, "unsupported": "ignore"},
+    "metadata": {"a": "b"},
+}
+CONVERSATION: dict[str, JsonValue] = {
+    "model": "m",
+    "messages": CLAUDE_TURNS,
+    "system": [{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}],
+    "tools": [CUSTOM],
+    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    "thinking": {"type": "enabled", "budget_tokens": 1024},
+    "output_config": {"effort": "low"},
+}
+VALID: dict[str, dict[str, JsonValue]] = {
     "openai.chat": {
-        "model": "m",
-        "messages": [{"role": "system", "content": "S"}, BLOCK_TURN, TEXT_TURN],
-        "max_tokens": 5,
-        "n": 2,
-        "stop": ["a", "b"],
-        "seed": 3,
-        "temperature": 0.5,
+        **SHARED,
+        "messages": [{"role": "system", "content": "S"}, BLOCK_TURN, *TOOL_TURNS, TEXT_TURN],
         "logprobs": True,
         "top_logprobs": 2,
-        "rollout": {"group": "g", "script": {"text": "x"}},
-        "tools": [],
-        "metadata": {"a": "b"},
+        "tools": [FUNCTION],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "parallel_tool_calls": False,
+        "reasoning_effort": "low",
+    },
+    "openai.completions": {
+        **SHARED,
+        "prompt": [[1, 2, 3]],
+        "logprobs": 2,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
     },
     "claude.messages": {
-        "model": "m",
-        "messages": [BLOCK_TURN, {"role": "assistant", "content": "A"}, TEXT_TURN],
+        **CONVERSATION,
         "max_tokens": 5,
-        "system": [{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}],
         "stop_sequences": ["a"],
         "temperature": 1,
-        "thinking": {"type": "disabled"},
         "metadata": {"user_id": "u"},
     },
+    "claude.count_tokens": CONVERSATION,
     "generate": {
-        "input_ids": [1, 2, 3],
-        "sample_params": {"n": 2, "max_tokens": 5, "stops": ["a"], "sampling_seed": 3},
+        "messages": TOOL_TURNS,
+        "tools": [FUNCTION],
+        "tool_choice": "required",
+        "chat_template_kwargs": {"enable_thinking": True},
+        "sample_params": {
+            "n": 2,
+            "max_tokens": 5,
+            "stops": ["a"],
+            "sampling_seed": 3,
+            "logit_bias": {"7": -1},
+        },
         "rollout": {"session": "s"},
     },
 }
@@ -100,7 +194,7 @@ changes: st.SearchStrategy[
 @st.composite
 def mutated(draw: st.DrawFn, protocol: str) -> bytes:
     """A valid body, changed in a few places."""
-    body = deepcopy(VALID[protocol])
+    body: JsonValue = deepcopy(VALID[protocol])
     for _ in range(draw(st.integers(1, 3))):
         found = places(body)
         if found:

@@ -8,25 +8,57 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.codec import JOB_ID, decode_json, encode_json, pack_states, parse_json, unpack_states
+from protocols.codec import (
+    JOB_ID,
+    decode_json,
+    encode_json,
+    object_text,
+    pack_states,
+    parse_json,
+    unpack_states,
+)
 from protocols.errors import InvalidRequest
+from protocols.message import (
+    CallGuide,
+    Image,
+    JsonGuide,
+    Message,
+    Reasoning,
+    Text,
+    Thinking,
+    Tool,
+    ToolChoice,
+    ToolResult,
+    ToolUse,
+)
 from protocols.rollout_state import (
     Logprobs,
-    Message,
     RolloutState,
     SampleParams,
     Status,
-    Text,
     TokenIds,
 )
 
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=8).map(TokenIds)
 logprobs = st.lists(st.floats(width=32), max_size=8).map(Logprobs)
 texts = st.text(max_size=10)
+blocks = st.one_of(
+    st.builds(Text, texts),
+    st.builds(Thinking, texts),
+    st.builds(Image, texts),
+    st.builds(ToolUse, texts, texts, texts),
+    st.builds(
+        ToolResult,
+        texts,
+        st.lists(st.builds(Text, texts) | st.builds(Image, texts), max_size=2).map(tuple),
+        st.booleans(),
+    ),
+)
+tools = st.lists(st.builds(Tool, texts, st.none() | texts, texts), max_size=2).map(tuple)
 messages = st.builds(
     Message,
     role=st.sampled_from(["system", "user", "assistant"]),
-    content=st.lists(st.builds(Text, texts), max_size=3).map(tuple),
+    content=st.lists(blocks, max_size=3).map(tuple),
 )
 params = st.builds(
     SampleParams,
@@ -35,6 +67,10 @@ params = st.builds(
     temperature=st.floats(0, 2),
     stops=st.lists(texts, max_size=3).map(tuple),
     stop_token_ids=st.lists(st.integers(0, 2**32 - 1), max_size=3).map(tuple),
+    logit_bias=st.lists(st.tuples(st.integers(0, 2**32 - 1), st.floats(-100, 100)), max_size=2).map(
+        tuple
+    ),
+    guide=st.none() | st.builds(JsonGuide, texts) | st.builds(CallGuide, tools, st.booleans()),
     sampling_seed=st.none() | st.integers(0, 2**63 - 1),
 )
 states = st.builds(
@@ -45,9 +81,16 @@ states = st.builds(
     index=st.integers(0, 127),
     message=st.lists(messages, max_size=3).map(tuple),
     prompt=st.none() | texts,
+    tools=tools,
+    tool_choice=st.builds(
+        ToolChoice, st.sampled_from(["auto", "none", "required"]), st.none() | texts, st.booleans()
+    ),
+    reasoning=st.builds(Reasoning, st.none() | st.booleans(), st.none() | texts),
     prompt_ids=token_ids,
     sample_params=params,
     response=st.none() | texts,
+    output=st.lists(blocks, max_size=2).map(tuple),
+    parse_error=st.none() | texts,
     response_ids=token_ids,
     logprobs=logprobs,
     top_ids=token_ids,
@@ -92,7 +135,11 @@ def test_samples_of_one_prompt_share_it_on_the_wire(
         first,
         *(
             msgspec.structs.replace(
-                other, message=first.message, prompt=first.prompt, prompt_ids=first.prompt_ids
+                other,
+                message=first.message,
+                prompt=first.prompt,
+                tools=first.tools,
+                prompt_ids=first.prompt_ids,
             )
             for other in others
         ),
@@ -104,7 +151,9 @@ def test_samples_of_one_prompt_share_it_on_the_wire(
 
 def test_a_group_carries_its_prompt_once() -> None:
     state = RolloutState(
-        message=(Message("user", (Text("m" * 1000),)),), prompt_ids=TokenIds(range(1000))
+        message=(Message("user", (Text("m" * 1000),)),),
+        tools=(Tool("t" * 1000),),
+        prompt_ids=TokenIds(range(1000)),
     )
     assert len(pack_states([state] * 8)) < len(pack_states([state])) + 500
 
@@ -198,3 +247,9 @@ def test_job_ids_may_be(job_id: str) -> None:
 @pytest.mark.parametrize("job_id", ["", "a b", "a/b", "é", "a\n", "{a}", "x" * 129])
 def test_job_ids_may_not_be(job_id: str) -> None:
     assert not JOB_ID.fullmatch(job_id)
+
+
+def test_compact_text_of_an_object_says_the_same() -> None:
+    assert object_text(' { "a" : [1, 2.50] ,\n"b": "é" } ') == '{"a":[1,2.5],"b":"é"}'
+    for text in ("", "[1]", "{", '{"a": NaN}', '{"a": "\ud800"}', '{"a":' * 300 + "1" + "}" * 300):
+        assert object_text(text) is None
