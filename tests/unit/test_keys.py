@@ -22,6 +22,7 @@ NAMES = {
     KEYS.jobs("high"),
     KEYS.reply("j"),
     KEYS.run("r"),
+    KEYS.session("s"),
     KEYS.progress("j"),
     KEYS.inbox("c"),
     KEYS.worker("w"),
@@ -32,7 +33,7 @@ NAMES = {
 
 def test_every_key_of_a_pool_is_in_one_slot() -> None:
     assert all(name.startswith("rollout:{p-1}:") for name in NAMES)
-    assert len(NAMES) == 17
+    assert len(NAMES) == 18
 
 
 def test_the_keys_of_the_docs_keep_their_names() -> None:
