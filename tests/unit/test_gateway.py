@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from starlette.types import Message
 
 from producer_sdk.exchange.request import Request, job_id_of, options_of, wants_frames
@@ -199,7 +200,7 @@ def test_long_paths_and_headers_are_refused() -> None:
 
 
 def request(**more: Any) -> Request:  # noqa: ANN401
-    return Request(**{"method": "POST", "path": "/v1/messages", "headers": {}, **more})
+    return replace(Request("POST", "/v1/messages", {}), **more)
 
 
 def test_a_path_names_a_protocol() -> None:
