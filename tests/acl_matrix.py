@@ -136,7 +136,7 @@ XACK P:jobs:normal workers 1-1
 ZREM P:leases of-another
 HINCRBY P ends 1
 FCALL rolloutq_cancel 1 P of-another
-FCALL rolloutq_finish 1 P of-another 1:n completed 200 '' {} '' ''
+FCALL rolloutq_finish 1 P of-another 1:n completed 200 '' {} '' '' '' '' 0 0
 """,
     },
     "worker": {

@@ -14,7 +14,7 @@ All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluste
 | `P:parked`          | sorted set       | take                      | id by the policy version that it waits for     |
 | `P:deadlines`       | sorted set       | enqueue, take             | id by deadline, ms                             |
 | `P:alone`           | sorted set       | sweep                     | quarantined id by the time of its second crash |
-| `P:progress:<id>`   | stream           | renew, release, fail      | 10 min after the end: checkpoints, then `end`  |
+| `P:progress:<id>`   | stream           | renew, finish, …          | 10 min after the end: checkpoints, then `end`  |
 | `P:collected`       | sorted set       | collect                   | id by the time of its end, until its tombstone |
 | `P:run:<run>`       | sorted set       | enqueue, take             | a day after the run's last reply               |
 | `P:dead`            | stream           | fail, sweep               | the newest 10,000                              |
