@@ -4,7 +4,7 @@
 
 Latency: one request at a time, the three ways taking turns; medians, and what each adds to `submit`.
 Streams: waves of concurrent streams over one gateway process; every one is compared with the text that it should
-give, and the gateway's resident memory is sampled meanwhile. Server, worker and gateway are processes of their own.
+give, and the gateway's resident memory is sampled meanwhile. Server, workers and gateway are processes of their own.
 """
 
 import argparse
@@ -33,6 +33,8 @@ from protocols.errors import RolloutError
 ROOT = Path(__file__).resolve().parents[1]
 READY_S, LIMIT_S = 60.0, 150.0
 ROUNDS = 5
+SLOTS = 1000
+"""Of a worker; there are as many workers as streams need."""
 RUN = "import sys; from producer_sdk.cli import main; sys.exit(main())"
 BODY = {"messages": [{"role": "user", "content": "x" * 64}], "max_tokens": 16}
 TOKENS, MS_PER_TOKEN = 40, 250
@@ -195,8 +197,10 @@ def started(options: argparse.Namespace, block: ExitStack) -> tuple[str, int, in
     url = f"redis://127.0.0.1:{redis_port}/0"
     server = (options.server, "--port", str(redis_port), "--save", "", "--dir", str(folder))
     block.enter_context(running(folder / "server.log", *server))
-    worker = ("worker", "--engine", "scripted", "--slots", str(options.streams + 8), "--url", url)
-    block.enter_context(running(folder / "worker.log", sys.executable, "-P", "-c", RUN, *worker))
+    worker = ("worker", "--engine", "scripted", "--slots", str(SLOTS), "--url", url)
+    for number in range(-(-options.streams // SLOTS)):
+        log = folder / f"worker-{number}.log"
+        block.enter_context(running(log, sys.executable, "-P", "-c", RUN, *worker))
     words = ("gateway", "--port", str(port), "--url", url)
     gateway = block.enter_context(
         running(folder / "gateway.log", sys.executable, "-P", "-c", RUN, *words)
@@ -204,9 +208,7 @@ def started(options: argparse.Namespace, block: ExitStack) -> tuple[str, int, in
     give_up_at = time.monotonic() + READY_S
     while not _ready(port):
         if time.monotonic() > give_up_at:
-            raise RolloutError(
-                (folder / "worker.log").read_text() + (folder / "gateway.log").read_text()
-            )
+            raise RolloutError("\n".join(log.read_text() for log in folder.glob("*.log")))
         time.sleep(0.2)
     return url, port, gateway.pid
 

@@ -1,9 +1,8 @@
 """Both ways in for unmodified official clients: the transport, and a gateway as a process of its own."""
 
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx2
 from anthropic import Anthropic, AsyncAnthropic
@@ -14,18 +13,17 @@ from tests.command import CommandProcess
 from tests.servers import free_port
 
 READY_S = 60.0
-Fields = Mapping[str, Any]
 
 
 class Door(Protocol):
-    """Where clients lead; `more` are options of the client's constructor."""
+    """Where clients lead."""
 
     name: str
 
-    def openai(self, **more: Any) -> OpenAI: ...  # noqa: ANN401
-    def async_openai(self, **more: Any) -> AsyncOpenAI: ...  # noqa: ANN401
-    def anthropic(self, **more: Any) -> Anthropic: ...  # noqa: ANN401
-    def async_anthropic(self, **more: Any) -> AsyncAnthropic: ...  # noqa: ANN401
+    def openai(self) -> OpenAI: ...
+    def async_openai(self) -> AsyncOpenAI: ...
+    def anthropic(self) -> Anthropic: ...
+    def async_anthropic(self) -> AsyncAnthropic: ...
     def http(self) -> httpx2.Client: ...
 
 
@@ -37,29 +35,21 @@ class TransportDoor:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def openai(self, **more: Any) -> OpenAI:  # noqa: ANN401
+    def openai(self) -> OpenAI:
         over = httpx2.Client(transport=self._client.sync_transport())
-        return OpenAI(
-            **{"api_key": "-", "base_url": "http://rollout/v1", "http_client": over, **more}
-        )
+        return OpenAI(api_key="-", base_url="http://rollout/v1", http_client=over)
 
-    def async_openai(self, **more: Any) -> AsyncOpenAI:  # noqa: ANN401
+    def async_openai(self) -> AsyncOpenAI:
         over = httpx2.AsyncClient(transport=self._client.transport())
-        return AsyncOpenAI(
-            **{"api_key": "-", "base_url": "http://rollout/v1", "http_client": over, **more}
-        )
+        return AsyncOpenAI(api_key="-", base_url="http://rollout/v1", http_client=over)
 
-    def anthropic(self, **more: Any) -> Anthropic:  # noqa: ANN401
+    def anthropic(self) -> Anthropic:
         over = httpx2.Client(transport=self._client.sync_transport())
-        return Anthropic(
-            **{"api_key": "-", "base_url": "http://rollout", "http_client": over, **more}
-        )
+        return Anthropic(api_key="-", base_url="http://rollout", http_client=over)
 
-    def async_anthropic(self, **more: Any) -> AsyncAnthropic:  # noqa: ANN401
+    def async_anthropic(self) -> AsyncAnthropic:
         over = httpx2.AsyncClient(transport=self._client.transport())
-        return AsyncAnthropic(
-            **{"api_key": "-", "base_url": "http://rollout", "http_client": over, **more}
-        )
+        return AsyncAnthropic(api_key="-", base_url="http://rollout", http_client=over)
 
     def http(self) -> httpx2.Client:
         return httpx2.Client(transport=self._client.sync_transport(), base_url="http://rollout")
@@ -73,17 +63,17 @@ class GatewayDoor:
     def __init__(self, url: str, key: str = "none") -> None:
         self.url, self._key = url, key
 
-    def openai(self, **more: Any) -> OpenAI:  # noqa: ANN401
-        return OpenAI(**{"api_key": self._key, "base_url": f"{self.url}/v1", **more})
+    def openai(self) -> OpenAI:
+        return OpenAI(api_key=self._key, base_url=f"{self.url}/v1")
 
-    def async_openai(self, **more: Any) -> AsyncOpenAI:  # noqa: ANN401
-        return AsyncOpenAI(**{"api_key": self._key, "base_url": f"{self.url}/v1", **more})
+    def async_openai(self) -> AsyncOpenAI:
+        return AsyncOpenAI(api_key=self._key, base_url=f"{self.url}/v1")
 
-    def anthropic(self, **more: Any) -> Anthropic:  # noqa: ANN401
-        return Anthropic(**{"api_key": self._key, "base_url": self.url, **more})
+    def anthropic(self) -> Anthropic:
+        return Anthropic(api_key=self._key, base_url=self.url)
 
-    def async_anthropic(self, **more: Any) -> AsyncAnthropic:  # noqa: ANN401
-        return AsyncAnthropic(**{"api_key": self._key, "base_url": self.url, **more})
+    def async_anthropic(self) -> AsyncAnthropic:
+        return AsyncAnthropic(api_key=self._key, base_url=self.url)
 
     def http(self, **headers: str) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, headers=headers)
@@ -115,11 +105,3 @@ class GatewayProcess(CommandProcess):
                 return False
 
         self.wait_until(answers, "a healthy gateway", READY_S)
-
-
-def ended(process: CommandProcess, limit_s: float = 60.0) -> int | None:
-    """The exit code, or None while it still runs."""
-    try:
-        return process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        return None

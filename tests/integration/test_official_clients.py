@@ -1,6 +1,7 @@
 """Unmodified clients of OpenAI and Anthropic, over the transport and over a gateway: whole answers, errors, ends."""
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import Callable
@@ -192,7 +193,7 @@ def test_a_wrong_request_is_answered_in_the_client_s_own_shape(
 ) -> None:
     with pytest.raises(error) as refused:
         ask(door, kind, **wrong)
-    caught = refused.value
+    caught: Any = refused.value
     assert caught.type == told[0]
     assert told[1] in caught.message
     assert new_jobs.ids() == [caught.request_id]
@@ -349,3 +350,79 @@ async def test_closing_an_official_client_leaves_the_queue_s_client_open(client:
             await claude.messages.create(model="scripted", max_tokens=9, messages=HELLO)
         ).content
     assert (await client.submit({"messages": HELLO})).status == "completed"
+
+
+def test_a_plain_completion_takes_text_or_token_ids(door: Door) -> None:
+    with door.openai() as made:
+        text = made.completions.create(model="scripted", prompt="hello", max_tokens=9)
+        ids = made.completions.create(model="scripted", prompt=[*b"hello"], max_tokens=9)
+    assert text.object == ids.object == "text_completion"
+    assert text.usage == ids.usage
+
+
+def test_tokens_are_counted_as_the_answer_s_usage_counts_them(door: Door) -> None:
+    with door.anthropic() as made:
+        counted = made.messages.count_tokens(model="scripted", messages=HELLO, system="Be brief")
+        answer = made.messages.create(
+            model="scripted", messages=HELLO, system="Be brief", max_tokens=9
+        )
+    assert counted.input_tokens == answer.usage.input_tokens
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+}
+
+
+def test_a_tool_that_is_asked_for_is_called_and_its_result_is_taken(door: Door) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}]
+    with door.openai() as made:
+        asked = made.chat.completions.create(
+            model="scripted", messages=HELLO, tools=tools, tool_choice="required"
+        )
+        (call,) = asked.choices[0].message.tool_calls or []
+        assert asked.choices[0].finish_reason == "tool_calls"
+        assert call.type == "function"
+        assert "city" in json.loads(call.function.arguments)
+        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+        turn: Any = asked.choices[0].message.model_dump(exclude_none=True)
+        answered = made.chat.completions.create(
+            model="scripted", messages=[*HELLO, turn, result], tools=tools, tool_choice="none"
+        )
+    assert answered.choices[0].finish_reason == "stop"
+
+
+def test_anthropic_s_client_calls_a_tool_as_well(door: Door) -> None:
+    tools: Any = [{"name": "weather", "input_schema": SCHEMA}]
+    with door.anthropic() as made:
+        asked = made.messages.create(
+            model="scripted",
+            messages=HELLO,
+            max_tokens=400,
+            tools=tools,
+            tool_choice={"type": "any"},
+        )
+        assert asked.stop_reason == "tool_use"
+        call: Any = asked.content[-1]
+        assert (call.type, call.name) == ("tool_use", "weather")
+        turn: Any = {
+            "role": "assistant",
+            "content": [block.model_dump() for block in asked.content],
+        }
+        result: Any = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
+        answered = made.messages.create(
+            model="scripted",
+            messages=[*HELLO, turn, {"role": "user", "content": [result]}],
+            max_tokens=400,
+            tools=tools,
+            tool_choice={"type": "none"},
+        )
+    assert answered.stop_reason == "end_turn"
+
+
+def test_a_generate_request_is_answered_over_either_door(door: Door) -> None:
+    with door.http() as http:
+        answer = http.post("/generate", json={"prompt": "hello", "sample_params": {"n": 2}})
+    assert [sample["index"] for sample in answer.json()["samples"]] == [0, 1]

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -80,7 +80,7 @@ def create_of(made: Any) -> Any:  # noqa: ANN401 - of either client
 
 
 @contextmanager
-def opened(door: Door, kind: str, *, timeout: float = 30, **extra: object) -> Iterator[Any]:
+def opened(door: Door, kind: str, *, timeout: float = 30, **extra: object) -> Generator[Any]:
     """A stream of the sync client of that kind, which is closed after it."""
     made: Any = door.openai() if kind == "openai" else door.anthropic()
     with made:
@@ -94,7 +94,7 @@ async def opened_async(
     *,
     timeout: float = 30,  # noqa: ASYNC109 - the client's own
     **extra: object,
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any]:
     """A stream of the async client of that kind, which is closed after it."""
     made: Any = door.async_openai() if kind == "openai" else door.async_anthropic()
     async with made:
@@ -143,6 +143,7 @@ async def test_a_stream_that_says_done_returns_at_once_and_cancels_nothing(
 ) -> None:
     """OpenAI's client closes the body as soon as it has read `[DONE]`."""
     for _ in range(5):
+        ended_s = 0.0
         async with opened_async(door, "openai", rollout=script(TEXT)) as stream:
             async for chunk in stream:
                 if chunk.choices[0].finish_reason:

@@ -26,6 +26,7 @@ from producer_sdk import (
 from protocols.errors import Cancelled, ConfigError, DeadlineExceeded
 from tests.job_body import chat, scripted
 from tests.pool_look import Look, wait_until
+from tests.queue_fixtures import open_pool
 from tests.servers import both_servers
 
 pytestmark = both_servers
@@ -379,3 +380,27 @@ def test_an_unknown_lane_is_refused_at_once(client: Client, lane: str) -> None:
 def test_every_lane_is_served(client: Client, lane: str) -> None:
     reply = client.submit(chat("x"), lane=lane).result(LIMIT_S)  # pyright: ignore[reportArgumentType]
     assert answer_of(reply) == "x"
+
+
+def test_a_cancel_overtakes_no_job_that_is_on_its_way(client: Client) -> None:
+    futures = [client.submit(LONG) for _ in range(50)]
+    orders = [future.cancel() for future in futures]
+    assert sum(order.result(LIMIT_S) for order in orders) == 50
+    assert {future.result(LIMIT_S).status for future in futures} == {JobStatus.CANCELLED}
+
+
+def test_a_job_that_waits_for_room_can_be_cancelled(url: str, pool: str) -> None:
+    fresh = f"{pool[:40]}-full"
+    with Client(url, pool=fresh) as full:
+        asyncio.run(open_pool(url, fresh))
+        room = Look(url, fresh)
+        room("HSET", room.keys.prefix, "backlog", 1)
+        first = full.submit(LONG)
+        wait_until(lambda: room.reply(first.job_id), "the first is in the queue")
+        second = full.submit(LONG)
+        wait_until(lambda: second.cancel().result(LIMIT_S), "it waits for room, and is dropped")
+        with pytest.raises(Cancelled):
+            second.result(LIMIT_S)
+        assert first.cancel().result(LIMIT_S) == 1
+        assert not room.reply(second.job_id)
+        room.close()

@@ -1,10 +1,13 @@
 """The gateway without a server: who may listen where, whose key opens what, how much is read."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from starlette.types import Message
 
 from producer_sdk.exchange.request import Request, job_id_of, options_of, wants_frames
@@ -199,7 +202,7 @@ def test_long_paths_and_headers_are_refused() -> None:
 
 
 def request(**more: Any) -> Request:  # noqa: ANN401
-    return Request(**{"method": "POST", "path": "/v1/messages", "headers": {}, **more})
+    return replace(Request("POST", "/v1/messages", {}), **more)
 
 
 def test_a_path_names_a_protocol() -> None:
@@ -369,3 +372,38 @@ def test_the_histogram_is_cumulative() -> None:
     for le, count in (("0.005", 1), ("0.025", 3), ("600", 3), ("+Inf", 4)):
         assert f'_bucket{{route="/generate",le="{le}"}} {count}\n' in page
     assert "rolloutq_gateway_redis_up 0" in page
+
+
+# what it needs
+
+
+def test_a_trainer_s_import_needs_no_http_library() -> None:
+    asked = (
+        "import sys, producer_sdk, producer_sdk.cli.gateway; "
+        "print({'httpx2', 'openai', 'anthropic', 'starlette', 'uvicorn', 'anyio'} & set(sys.modules))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "extra"),
+    [
+        ("httpx2", "Client('redis://x').transport()", "rolloutq[transport]"),
+        ("openai", "openai_client(Client('redis://x'))", "openai"),
+        ("anthropic", "anthropic_client(Client('redis://x'))", "anthropic"),
+        ("starlette", "sys.exit(run(['gateway']))", "rolloutq[gateway]"),
+    ],
+)
+def test_what_is_not_installed_is_named(module: str, call: str, extra: str) -> None:
+    asked = (
+        f"import sys; sys.modules[{module!r}] = None; from producer_sdk.cli import run; "
+        f"from producer_sdk import Client, openai_client, anthropic_client; {call}"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode != 0
+    assert extra in ran.stderr.splitlines()[-1]
