@@ -15,8 +15,16 @@ _decoder = msgspec.json.Decoder(dict[str, Any])
 
 def asking(prompt: str, protocol: str, **limits: float) -> dict[str, Any]:
     """The body in which a user says one thing; `limits` are sampling parameters that all dialects name alike."""
+    if protocol == "openai.completions":
+        return {"prompt": prompt} | limits
     turns = {"messages": [{"role": "user", "content": prompt}]}
-    return turns | ({"sample_params": limits} if protocol == "generate" else limits)
+    match protocol:
+        case "generate":
+            return turns | {"sample_params": limits}
+        case "claude.count_tokens":
+            return turns  # nothing is drawn
+        case _:
+            return turns | limits
 
 
 def read_body(told: str) -> dict[str, Any]:

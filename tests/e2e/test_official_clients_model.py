@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anthropic.types import Message as AnthropicMessage
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from producer_sdk import Client
 from tests.http_door import Door, GatewayDoor, GatewayProcess, TransportDoor
@@ -11,18 +13,18 @@ from tests.worker_process import StartWorker
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(400)]
 
-QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
-ASK: dict[str, Any] = {"messages": QUESTION, "max_tokens": 16, "timeout": 200}
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+ASK = {"messages": QUESTION, "max_tokens": 16, "timeout": 200}
 
 
 def answers(door: Door, model: str) -> list[str]:
     """The same question, asked in four ways."""
+    asked: Any = {**ASK, "model": model, "extra_body": {"temperature": 0}}
     with door.openai() as made, door.anthropic() as claude:
-        asked = {**ASK, "model": model, "extra_body": {"temperature": 0}}
-        whole = made.chat.completions.create(**asked)
-        chunks = list(made.chat.completions.create(**asked, stream=True))
-        message = claude.messages.create(**asked)
-        events: Any = list(claude.messages.create(**asked, stream=True))
+        whole: ChatCompletion = made.chat.completions.create(**asked)
+        chunks: list[ChatCompletionChunk] = list(made.chat.completions.create(**asked, stream=True))
+        message: AnthropicMessage = claude.messages.create(**asked)
+        events: list[Any] = list(claude.messages.create(**asked, stream=True))
     return [
         str(whole.choices[0].message.content),
         "".join(chunk.choices[0].delta.content or "" for chunk in chunks),
