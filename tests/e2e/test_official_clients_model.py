@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from anthropic.types import Message as AnthropicMessage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from producer_sdk import Client
 from tests.http_door import Door, GatewayDoor, GatewayProcess, TransportDoor
@@ -19,12 +17,14 @@ ASK = {"messages": QUESTION, "max_tokens": 16, "timeout": 200}
 
 def answers(door: Door, model: str) -> list[str]:
     """The same question, asked in four ways."""
-    asked: Any = {**ASK, "model": model, "extra_body": {"temperature": 0}}
-    with door.openai() as made, door.anthropic() as claude:
-        whole: ChatCompletion = made.chat.completions.create(**asked)
-        chunks: list[ChatCompletionChunk] = list(made.chat.completions.create(**asked, stream=True))
-        message: AnthropicMessage = claude.messages.create(**asked)
-        events: list[Any] = list(claude.messages.create(**asked, stream=True))
+    asked = {**ASK, "model": model, "extra_body": {"temperature": 0}}
+    openai: Any = door.openai()
+    claude: Any = door.anthropic()
+    with openai, claude:
+        whole = openai.chat.completions.create(**asked)
+        chunks = list(openai.chat.completions.create(**asked, stream=True))
+        message = claude.messages.create(**asked)
+        events = list(claude.messages.create(**asked, stream=True))
     return [
         str(whole.choices[0].message.content),
         "".join(chunk.choices[0].delta.content or "" for chunk in chunks),
