@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from protocols.job import Segment
-from protocols.message import ToolUse
+from protocols.message import Block, Text, ToolUse
 from protocols.rollout_state import (
     FinishReason,
     Logprobs,
@@ -79,19 +79,16 @@ class Sample:
         self, prompt: RolloutState, job_id: str, index: int, *, cut_off: Status | None = None
     ) -> RolloutState:
         """The rollout state of this sample: completed, or cut off with `status` and why."""
-        rollout_id = f"{job_id}/{index}"
-        view = self.view(rollout_id)
-        view.feed(self.ids)
-        view.end()
-        output = view.blocks()
+        rollout_id, text = f"{job_id}/{index}", self.text()
+        output, parse_error = self._read(rollout_id, text)
         called = self.finish_reason == "stop" and any(isinstance(b, ToolUse) for b in output)
         return replace(
             prompt,
             rollout_id=rollout_id,
             index=index,
-            response=self.text(),
+            response=text,
             output=output,
-            parse_error=view.parse_error,
+            parse_error=parse_error,
             response_ids=self.ids,
             logprobs=self.logprobs,
             top_ids=self.top_ids,
@@ -101,3 +98,20 @@ class Sample:
             stop_reason=self.stop_reason,
             status=Status.COMPLETED if self.finish_reason else (cut_off or Status.ABORTED),
         )
+
+    def _read(self, rollout_id: str, text: str) -> tuple[tuple[Block, ...], str | None]:
+        """The response as blocks, and why markup of it stayed text."""
+        if not self._marked():  # most are not, and the text is there
+            return ((Text(text),) if text else ()), None
+        view = self.view(rollout_id)
+        view.feed(self.ids)
+        view.end()
+        return view.blocks(), view.parse_error
+
+    def _marked(self) -> bool:
+        """Whether anything opens beside text."""
+        markup = self._reading.markup
+        if self._reading.thinking or not (markup.thinking or markup.call):
+            return self._reading.thinking
+        raw = b"".join(map(self._tokenizer.token_bytes, self.ids))
+        return any(pair[0].encode() in raw for pair in (markup.thinking, markup.call) if pair)

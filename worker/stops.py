@@ -21,14 +21,18 @@ def begins_with(lead: AnyStr, mark: AnyStr, space: AnyStr) -> bool | None:
     return None if mark[: len(text)] == text else False
 
 
-def may_begin(text: AnyStr, marks: Sequence[AnyStr]) -> int:
+def may_begin(text: str, marks: Sequence[str]) -> int:
     """How much of the end of `text` could be the beginning of one of `marks`, and not all of it."""
-    most = min(len(text), max(map(len, marks), default=1) - 1)
-    return next((n for n in range(most, 0, -1) if _begun(text[-n:], marks)), 0)
+    return max((_begun(text, mark) for mark in marks), default=0)
 
 
-def _begun(end: AnyStr, marks: Sequence[AnyStr]) -> bool:
-    return any(len(mark) > len(end) and mark[: len(end)] == end for mark in marks)
+def _begun(text: str, mark: str) -> int:
+    at = text.find(mark[:1], max(0, len(text) - len(mark) + 1))
+    while at >= 0:
+        if mark[: len(text) - at] == text[at:]:
+            return len(text) - at
+        at = text.find(mark[:1], at + 1)
+    return 0
 
 
 class StopSearch:
@@ -71,7 +75,7 @@ class StopSearch:
 
     def held_bytes(self) -> int:
         """How many of the last bytes could be the beginning of a stop string."""
-        return may_begin(self._tail, self._stops)
+        return may_begin(_spelled(self._tail), [_spelled(stop) for stop in self._stops])
 
     def _add(self, piece: bytes) -> None:
         self._tokens += 1
@@ -111,3 +115,8 @@ class StopSearch:
             return b""
         self._thinking = False
         return self._thought[at + len(self._close) :]
+
+
+def _spelled(data: bytes) -> str:
+    """A character for each byte."""
+    return data.decode("latin-1")
