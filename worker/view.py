@@ -123,4 +123,5 @@ def _block(first: Piece, text: str) -> Block:
 
 
 def _call_id(rollout_id: str, call: int) -> str:
-    return "call_" + hashlib.blake2b(f"{rollout_id}/{call}".encode(), digest_size=12).hexdigest()
+    """Without a prefix, which the dialects put before it."""
+    return hashlib.blake2b(f"{rollout_id}/{call}".encode(), digest_size=12).hexdigest()

@@ -8,33 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.job import Segment
+from protocols.message import Text, Thinking, ToolUse
 from protocols.rollout_state import FinishReason, Logprobs, RolloutState, SampleParams, TokenIds
-from worker.engines.base import Markup, Turn
+from tests.piece_tokenizer import PieceTokenizer
 from worker.engines.scripted import END, ByteTokenizer
 from worker.parse import Sample
-
-
-class PieceTokenizer:
-    """Token `i` stands for `pieces[i]`."""
-
-    special_ids = frozenset[int]()
-    markup = Markup()
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self.pieces = pieces
-        self.longest_token_bytes = max(map(len, pieces))
-
-    def encode(self, text: str) -> TokenIds:
-        raise NotImplementedError
-
-    def render(self, turns: Sequence[Turn]) -> TokenIds:
-        raise NotImplementedError
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return self.pieces[token_id]
+from worker.regions import Reading
 
 
 def segment(
@@ -191,6 +170,43 @@ def test_top_logprobs_are_cut_with_the_tokens() -> None:
     sample.add(wide)
     assert sample.top_ids.tolist() == [1, 2, 3, 4]
     assert sample.top_logprobs.tolist() == [-1, -2, -3, -4]
+
+
+READING = Reading(ByteTokenizer.markup)
+CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "finish"),
+    [(CALL, "stop", "tool_calls"), (CALL, "length", "length"), ("no", "stop", "stop")],
+)
+def test_a_sample_that_ends_with_calls_says_so(
+    text: str, reason: FinishReason, finish: str
+) -> None:
+    sample = Sample(SampleParams(), ByteTokenizer(), READING)
+    sample.add(segment([*text.encode(), END], reason=reason))
+    assert sample.finish_reason == reason
+    assert sample.state(RolloutState(), "j", 0).finish_reason == finish
+
+
+def test_the_state_has_the_response_as_blocks_and_as_raw_text() -> None:
+    sample = Sample(SampleParams(), ByteTokenizer(), READING)
+    text = f"<think>a</think>b{CALL}<tool_call>c"
+    sample.add(segment([*text.encode(), END], reason="stop"))
+    state = sample.state(RolloutState(), "j", 0)
+    assert state.text == text
+    thinking, said, call, rest = state.output
+    assert (thinking, said, rest) == (Thinking("a"), Text("b"), Text("<tool_call>c"))
+    assert isinstance(call, ToolUse)
+    assert state.parse_error == "tool call 2 stays text: it is not closed"
+
+
+def test_a_stop_string_within_thinking_does_not_end_the_sample() -> None:
+    for text, kept in (("<think>aXb</think>cXd", "<think>aXb</think>cX"), ("aXb", "aX")):
+        sample = Sample(SampleParams(stops=("X",)), ByteTokenizer(), READING)
+        sample.add(segment([*text.encode(), END], reason="stop"))
+        assert bytes(iter(sample.ids)) == kept.encode()
+        assert sample.text() == kept[:-1]
 
 
 def naive(

@@ -14,10 +14,19 @@ from protocols.errors import (
     UnsupportedOption,
 )
 from protocols.job import Job
-from protocols.message import Message, Text
+from protocols.message import Image, Message, Reasoning, Text, Tool, ToolChoice, ToolResult
 from protocols.rollout_state import RolloutState, SampleParams, TokenIds
-from worker.engines.scripted import ASSISTANT, CLOSE, USER, VOCABULARY, ScriptedEngine
-from worker.render import THREAD_BYTES, check, render, seed_of
+from worker.engines.base import Markup, Template
+from worker.engines.scripted import (
+    ASSISTANT,
+    CLOSE,
+    USER,
+    VOCABULARY,
+    ByteTokenizer,
+    ScriptedEngine,
+)
+from worker.regions import PLAIN, Reading
+from worker.render import THREAD_BYTES, check, heard, reading_of, render, seed_of
 
 JOB = Job(id="j1", body=b"{}")
 
@@ -193,3 +202,79 @@ async def test_a_long_prompt_is_tokenized_beside_the_event_loop() -> None:
 async def test_a_prompt_without_tokens_is_refused() -> None:
     with pytest.raises(RequestError, match="no tokens"):
         await render(normal(prompt=""), JOB, ENGINE)
+
+
+LOOK = Tool("look", "Looks.")
+ASKED = Message("user", (Text("hi"),))
+
+
+def reading(tokenizer: ByteTokenizer | None = None, **state: Any) -> Reading:  # noqa: ANN401
+    return reading_of(RolloutState(**state), tokenizer or ByteTokenizer())
+
+
+def test_calls_are_looked_for_where_there_are_tools_that_may_be_called() -> None:
+    markup = ByteTokenizer.markup
+    assert reading(message=(ASKED,), tools=(LOOK,)) == Reading(markup)
+    without = Reading(replace(markup, call=None))
+    assert reading(message=(ASKED,)) == without
+    never = ToolChoice("none")
+    assert reading(message=(ASKED,), tools=(LOOK,), tool_choice=never) == without
+
+
+def test_no_markup_is_looked_for_after_a_prompt_of_text_or_ids() -> None:
+    assert reading(prompt="a", prompt_ids=TokenIds(b"a"), tools=(LOOK,)) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("end", "thinks"),
+    [("<think>", True), ("<think>\n\n", True), ("<think></think>", False), ("", False)],
+)
+def test_a_prompt_may_have_opened_the_thinking(end: str, thinks: bool) -> None:
+    ids = TokenIds(f"hi {end}".encode())
+    assert reading(message=(ASKED,), prompt_ids=ids).thinking is thinks
+
+
+@pytest.mark.parametrize(
+    "block", [Image("https://example.com/a.png"), ToolResult("1", (Image("data:,"),))]
+)
+def test_pictures_are_refused_by_their_message(block: Image | ToolResult) -> None:
+    with pytest.raises(UnsupportedOption, match="engine small takes no images") as refused:
+        check(normal(message=(ASKED, Message("user", (block,)))), ENGINE, "p")
+    assert refused.value.param == "messages[1].content"
+
+
+def test_tools_are_refused_for_a_model_whose_calls_cannot_be_read() -> None:
+    engine = small_engine()
+    engine.tokenizer.markup = Markup()
+    with pytest.raises(UnsupportedOption, match="`tools`"):
+        check(normal(message=(ASKED,), tools=(LOOK,)), engine, "p")
+    check(normal(message=(ASKED,)), engine, "p")
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "ignored"),
+    [
+        (Reasoning(), ("x",)),
+        (Reasoning(enabled=True), ("x",)),
+        (Reasoning(effort="low"), ("x", "reasoning")),
+    ],
+)
+def test_reasoning_that_the_template_has_no_switch_for_is_told_as_ignored(
+    reasoning: Reasoning, ignored: tuple[str, ...]
+) -> None:
+    engine = small_engine()
+    engine.tokenizer.template = Template(options=frozenset({"enable_thinking"}))
+    given = replace(normal(message=(ASKED,), reasoning=reasoning), ignored=("x",))
+    assert heard(given, engine).ignored == ignored
+
+
+async def test_tools_count_as_part_of_the_prompt() -> None:
+    many = tuple(Tool(f"t{i}", parameters='{"a":"' + "x" * 50 + '"}') for i in range(20))
+    with pytest.raises(ContextLengthExceeded, match="bytes"):
+        await render(normal(message=(ASKED,), tools=many), JOB, ENGINE)
+
+
+async def test_a_prompt_is_counted_though_it_fills_the_context() -> None:
+    counted = replace(normal(prompt="x" * 30), counts=True)
+    state, _ = await render(counted, JOB, ENGINE)
+    assert len(state.prompt_ids) == 30

@@ -6,11 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from protocols.dialects.base import Script
-from protocols.errors import EngineFailed
+from protocols.errors import EngineFailed, InvalidRequest
 from protocols.job import Segment
+from protocols.message import CallGuide, Guide, JsonGuide, Tool
 from protocols.rollout_state import SampleParams, TokenIds
 from worker.engines.base import Call
 from worker.engines.scripted import END, VOCABULARY, ByteTokenizer, ScriptedEngine
@@ -206,3 +208,60 @@ def test_special_tokens_have_names() -> None:
     ids = TokenIds([*b"hi", END])
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == "hi"
     assert TOKENIZER.decode(ids, skip_special_tokens=False) == "hi<|end|>"
+
+
+def guided(guide: Guide, script: Script | None = None) -> Call:
+    return msgspec.structs.replace(
+        call(script), params=SampleParams(max_tokens=1000, sampling_seed=1, guide=guide)
+    )
+
+
+@pytest.mark.parametrize(
+    ("guide", "said"),
+    [
+        (JsonGuide('{"required":["a"],"properties":{"a":{"type":"integer"}}}'), '{"a":0}'),
+        (
+            CallGuide((Tool("look", parameters='{"type":"object"}'), Tool("other"))),
+            '<tool_call>\n{"name":"look","arguments":{}}\n</tool_call>',
+        ),
+    ],
+)
+async def test_a_guide_is_obeyed_without_a_model(guide: Guide, said: str) -> None:
+    (segments,) = (await drawn(ScriptedEngine(), guided(guide))).values()
+    assert ids_of(segments) == [*said.encode(), END]
+
+
+async def test_a_scripts_text_wins_over_a_guide() -> None:
+    wanted = guided(JsonGuide(), Script(text="no"))
+    (segments,) = (await drawn(ScriptedEngine(), wanted)).values()
+    assert ids_of(segments) == [*b"no", END]
+
+
+def test_a_guide_that_allows_nothing_is_the_jobs_fault() -> None:
+    with pytest.raises(InvalidRequest, match="allows nothing"):
+        ScriptedEngine().generate(guided(JsonGuide('{"enum":[]}')))
+
+
+def test_a_conversation_is_rendered_with_tools_thinking_calls_and_results() -> None:
+    ids = TOKENIZER.render(
+        [
+            {"role": "user", "content": "hi"},
+            {
+                "role": "assistant",
+                "content": "so",
+                "reasoning_content": "hm",
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+                ],
+            },
+            {"role": "tool", "content": "done", "tool_call_id": "1", "name": "f"},
+        ],
+        [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+        {"enable_thinking": True},
+    )
+    assert TOKENIZER.decode(ids, skip_special_tokens=False) == (
+        '<|system|>[{"type":"function","function":{"name":"f","parameters":{}}}]<|close|>'
+        "<|user|>hi<|close|>"
+        '<|assistant|><think>hm</think>so<tool_call>{"name":"f","arguments":{}}</tool_call><|close|>'
+        "<|tool|>done<|close|><|assistant|>"
+    )

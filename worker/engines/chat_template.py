@@ -3,6 +3,7 @@
 What a template can show is tried once, on conversations of a few words.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -45,9 +46,10 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._source = str(tokenizer.chat_template or "")
         self.shows = self._tried()
-        self.markup = _markup(
-            self._source, getattr(tokenizer, "response_template", None), tools=self.shows.tools
-        )
+        # transformers below 5.23 leaves it among the fields that it does not know
+        known: object = tokenizer.init_kwargs.get("response_template")
+        declared = getattr(tokenizer, "response_template", known)
+        self.markup = _markup(self._source, declared, tools=self.shows.tools)
 
     def text(
         self,
@@ -101,7 +103,7 @@ class ChatTemplate:
             ),
             neighbours=self._shows([_USER, _LATE_USER], (_FIRST, _LATE))
             and self._shows([_USER, _ANSWER, _LATE_ANSWER, _USER], (_SECOND, _LATE)),
-            options=frozenset(name for name in OPTIONS if name in self._source),
+            options=frozenset(OPTIONS).intersection(re.findall(r"\w+", self._source)),
         )
 
     def _shows(

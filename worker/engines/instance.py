@@ -14,6 +14,8 @@ import msgspec
 from protocols.errors import InvalidRequest
 
 DEPTH = 64
+MOST = 100_000
+"""Values and characters that are made before a schema is refused."""
 _FORMATS = {
     "date-time": "1970-01-01T00:00:00Z",
     "date": "1970-01-01",
@@ -39,13 +41,35 @@ Schema = Mapping[str, object]
 def smallest(schema: str) -> str:
     """JSON text of it; raises InvalidRequest for a schema that is none, or that has no end."""
     try:
-        root = msgspec.json.decode(schema)
-        return msgspec.json.encode(_value(root, root, 0)).decode()
-    except (msgspec.MsgspecError, RecursionError, LookupError, TypeError, ValueError) as error:
+        root = _Root(msgspec.json.decode(schema))
+        return msgspec.json.encode(_value(root.schema, root, 0)).decode()
+    # a schema is the sender's: any part of it may be of another kind than JSON schema says
+    except (
+        msgspec.MsgspecError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InvalidRequest(f"the schema allows nothing that can be made here: {error}") from None
 
 
-def _value(schema: object, root: object, depth: int) -> object:
+class _Root:
+    """The whole schema, and what may still be made of it."""
+
+    def __init__(self, schema: object) -> None:
+        self.schema, self.left = schema, MOST
+
+    def take(self, amount: int) -> None:
+        self.left -= amount
+        if self.left < 0:
+            raise ValueError(f"it asks for more than {MOST} values and characters")
+
+
+def _value(schema: object, root: _Root, depth: int) -> object:
+    root.take(1)
     if depth > DEPTH:
         raise ValueError("it is nested too deeply")
     if not isinstance(schema, dict):
@@ -59,7 +83,7 @@ def _value(schema: object, root: object, depth: int) -> object:
     return made(one, root, depth + 1) if made else None
 
 
-def _one(schema: Schema, root: object) -> Schema:
+def _one(schema: Schema, root: _Root) -> Schema:
     """With references followed and the first of all alternatives taken."""
     for _ in range(DEPTH):
         rest = {k: v for k, v in schema.items() if k not in ("$ref", "anyOf", "oneOf", "allOf")}
@@ -88,8 +112,8 @@ def _both(one: Schema, other: Schema) -> Schema:
     return joined
 
 
-def _referred(ref: str, root: object) -> Schema:
-    found = root
+def _referred(ref: str, root: _Root) -> Schema:
+    found = root.schema
     for step in ref.removeprefix("#").strip("/").split("/"):
         if step:
             found = cast("Schema", found)[step.replace("~1", "/").replace("~0", "~")]
@@ -105,7 +129,7 @@ def _type(schema: Schema) -> str:
     return "array" if "items" in schema or "prefixItems" in schema else "object"
 
 
-def _object(schema: Schema, root: object, depth: int) -> dict[str, object]:
+def _object(schema: Schema, root: _Root, depth: int) -> dict[str, object]:
     properties = cast("Schema", schema.get("properties", {}))
     required = cast("list[str]", schema.get("required", []))
     ordered = [name for name in properties if name in required]
@@ -113,19 +137,23 @@ def _object(schema: Schema, root: object, depth: int) -> dict[str, object]:
     return {name: _value(properties.get(name, {}), root, depth) for name in ordered}
 
 
-def _array(schema: Schema, root: object, depth: int) -> list[object]:
+def _array(schema: Schema, root: _Root, depth: int) -> list[object]:
     first = cast("list[object]", schema.get("prefixItems", []))
     least = cast("int", schema.get("minItems", 0))
-    rest = [schema.get("items", {})] * max(0, least - len(first))
+    lacking = max(0, least - len(first))
+    root.take(lacking)
+    rest = [schema.get("items", {})] * lacking
     return [_value(item, root, depth) for item in [*first[:least], *rest]]
 
 
-def _string(schema: Schema, _root: object, _depth: int) -> str:
+def _string(schema: Schema, root: _Root, _depth: int) -> str:
     text = _FORMATS.get(str(schema.get("format")), "")
-    return text + "x" * (cast("int", schema.get("minLength", 0)) - len(text))
+    lacking = max(0, cast("int", schema.get("minLength", 0)) - len(text))
+    root.take(lacking)
+    return text + "x" * lacking
 
 
-def _number(schema: Schema, _root: object, _depth: int) -> float:
+def _number(schema: Schema, _root: _Root, _depth: int) -> float:
     """The first of a few numbers about the bounds that lies within them."""
     of = cast("float", schema.get("multipleOf", 1 if _type(schema) == "integer" else 0))
     bounds = [cast("float", schema[name]) for name in _BOUNDS if name in schema]
@@ -145,11 +173,11 @@ def _within(number: float, schema: Schema) -> bool:
     return all(compare(number, cast("float", bound)) for compare, bound in bounds)
 
 
-def _boolean(_schema: Schema, _root: object, _depth: int) -> bool:
+def _boolean(_schema: Schema, _root: _Root, _depth: int) -> bool:
     return False
 
 
-_MADE: dict[str, Callable[[Schema, object, int], object]] = {
+_MADE: dict[str, Callable[[Schema, _Root, int], object]] = {
     "object": _object,
     "array": _array,
     "string": _string,
