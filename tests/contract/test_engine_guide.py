@@ -143,19 +143,21 @@ async def test_each_sample_is_guided_by_itself(engine: Engine) -> None:
         assert said.ids == alone.ids
 
 
-async def test_a_guided_sample_goes_on_behind_what_was_kept(engine: Engine) -> None:
-    for guide in (POINT, ONE_CALL):
-        asked = call(guide=guide, n=2, max_tokens=ROOM)
-        whole = await read(engine.generate(asked), 2)
-        shortest = min(len(one.ids) for one in whole)
-        for cut in {0, 1, 2, 7, shortest // 2, shortest - 2, shortest - 1}:
-            kept = tuple(TokenIds(one.ids[:cut]) for one in whole)
-            rests: list[list[int]] = [[], []]
-            async for segment in engine.generate(msgspec.structs.replace(asked, kept=kept)):
-                assert segment.start == cut + len(rests[segment.index])
-                rests[segment.index] += segment.token_ids
-            for one, rest in zip(whole, rests, strict=True):
-                assert rest == one.ids[cut:]
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a dozen generations, one by one, on a machine that may be busy
+@pytest.mark.parametrize("guide", [POINT, ONE_CALL], ids=["json", "call"])
+async def test_a_guided_sample_goes_on_behind_what_was_kept(engine: Engine, guide: Guide) -> None:
+    asked = call(guide=guide, n=2, max_tokens=ROOM)
+    whole = await read(engine.generate(asked), 2)
+    shortest = min(len(one.ids) for one in whole)
+    for cut in (1, 7, shortest // 2, shortest - 2, shortest - 1):
+        kept = tuple(TokenIds(one.ids[:cut]) for one in whole)
+        rests: list[list[int]] = [[], []]
+        async for segment in engine.generate(msgspec.structs.replace(asked, kept=kept)):
+            assert segment.start == cut + len(rests[segment.index])
+            rests[segment.index] += segment.token_ids
+        for one, rest in zip(whole, rests, strict=True):
+            assert rest == one.ids[cut:]
 
 
 async def test_free_rows_draw_what_they_draw_alone(engine: Engine) -> None:
