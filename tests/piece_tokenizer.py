@@ -26,6 +26,19 @@ class PieceTokenizer:
     ) -> TokenIds:
         raise NotImplementedError
 
+    def write(
+        self,
+        turns: Sequence[Turn],
+        tools: Sequence[TurnTool] = (),
+        options: Mapping[str, bool | str] = NO_OPTIONS,
+        *,
+        opens: bool = True,
+    ) -> str:
+        raise NotImplementedError
+
+    def encode_written(self, text: str) -> TokenIds:
+        raise NotImplementedError
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         shown = (i for i in ids if not (skip_special_tokens and i in self.special_ids))
         return b"".join(self.pieces[i] for i in shown).decode(errors="replace")
