@@ -59,7 +59,13 @@ async def test_a_session_of_twenty_turns_is_exported_without_one_token_of_drift(
     messages = list(USED)
     async with Client(url, pool=pool) as client:
         for turn in range(TURNS):
-            body = {"messages": messages, "max_tokens": 24, "tools": [TOOL], "temperature": 0.9}
+            body = {
+                "messages": messages,
+                "max_tokens": 48 if turn % 2 else 24,
+                "tools": [TOOL],
+                "tool_choice": {"type": "any" if turn % 2 else "auto"},
+                "temperature": 0.9,
+            }
             options: dict[str, Any] = {"protocol": "claude.messages", "session": SESSION}
             reply = (await client.submit(body, timeout_s=ANSWER_S, **options)).raise_for_status()
             assert reply.state is not None
@@ -71,6 +77,7 @@ async def test_a_session_of_twenty_turns_is_exported_without_one_token_of_drift(
             ]
         samples = await client.session(SESSION).samples()
         assert await client.session(SESSION).release()
+    assert sum(state.finish_reason == "tool_calls" for state in states) >= TURNS // 4
     (sample,) = samples
     whole = [*sample.prompt_ids, *sample.response_ids]
     engines_own = [TokenIds([*state.prompt_ids, *state.response_ids]) for state in states]
