@@ -19,10 +19,10 @@ def answers(door: Door, model: str) -> list[str]:
     """The same question, asked in four ways."""
     with door.openai() as made, door.anthropic() as claude:
         asked = {**ASK, "model": model, "extra_body": {"temperature": 0}}
-        whole = made.chat.completions.create(**asked)
-        chunks = list(made.chat.completions.create(**asked, stream=True))
-        message = claude.messages.create(**asked)
-        events: Any = list(claude.messages.create(**asked, stream=True))
+        chat: Any = made.chat.completions.create
+        messages: Any = claude.messages.create
+        whole, message = chat(**asked), messages(**asked)
+        chunks, events = list(chat(**asked, stream=True)), list(messages(**asked, stream=True))
     return [
         str(whole.choices[0].message.content),
         "".join(chunk.choices[0].delta.content or "" for chunk in chunks),
