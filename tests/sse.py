@@ -27,6 +27,16 @@ def events(frames: bytes | Iterable[bytes]) -> Iterator[Event]:
         yield Event(name, text if text == "[DONE]" else json.loads(text))
 
 
+def objects(frames: bytes | Iterable[bytes]) -> list[dict[str, Any]]:
+    """The data of all events but `[DONE]`."""
+    return [event.data for event in events(frames) if event.data != "[DONE]"]
+
+
+def choices(frames: bytes | Iterable[bytes]) -> list[dict[str, Any]]:
+    """The choices of all chunks of an OpenAI completion."""
+    return [choice for told in objects(frames) for choice in told.get("choices", ())]
+
+
 def _content(choice: dict[str, Any]) -> str:
     return choice["delta"].get("content") or ""
 
@@ -35,14 +45,15 @@ def chat_text(
     frames: bytes | Iterable[bytes], *, of: Callable[[dict[str, Any]], str] = _content
 ) -> str:
     """What the first choice of an OpenAI completion says; its chunks must be in order and well ended."""
+    frames = frames if isinstance(frames, bytes) else b"".join(frames)
     told = list(events(frames))
     assert told[-1].data == "[DONE]", told[-1]
-    choices = [c for event in told[:-1] for c in event.data["choices"] if c["index"] == 0]
-    assert "delta" not in choices[0] or choices[0]["delta"]["role"] == "assistant"
-    reasons = [choice["finish_reason"] for choice in choices]
+    first = [choice for choice in choices(frames) if choice["index"] == 0]
+    assert "delta" not in first[0] or first[0]["delta"]["role"] == "assistant"
+    reasons = [choice["finish_reason"] for choice in first]
     assert reasons[-1] is not None
     assert not any(reasons[:-1])
-    return "".join(map(of, choices))
+    return "".join(map(of, first))
 
 
 def claude_text(frames: bytes | Iterable[bytes]) -> str:
@@ -81,3 +92,17 @@ def generate_text(frames: bytes | Iterable[bytes]) -> str:
         reached += len(sample["response_ids"])
     assert samples[-1]["finish_reason"] in ("stop", "length", "tool_calls")
     return "".join(sample["text"] for sample in samples)
+
+
+def completion_text(frames: bytes | Iterable[bytes]) -> str:
+    """The text of a plain completion's first choice."""
+    return chat_text(frames, of=lambda choice: choice["text"])
+
+
+TEXT_OF: dict[str, Callable[[bytes | Iterable[bytes]], str]] = {
+    "openai.chat": chat_text,
+    "openai.completions": completion_text,
+    "claude.messages": claude_text,
+    "generate": generate_text,
+}
+"""By dialect: the text of the first sample, from frames that must be in order and well ended."""

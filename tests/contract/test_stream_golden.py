@@ -35,7 +35,7 @@ from tests.contract.test_dialect_golden import (
     said_by_claude,
     said_by_openai,
 )
-from tests.sse import chat_text, claude_text, events, generate_text
+from tests.sse import TEXT_OF, choices, events, generate_text, objects
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "streams"
 SEGMENT_TOKENS = 3
@@ -51,10 +51,10 @@ def segments_of(state: RolloutState) -> list[Segment]:
         Segment(
             state.index,
             at,
-            state.response_ids[at : at + SEGMENT_TOKENS],
-            state.logprobs[at : at + SEGMENT_TOKENS],
-            state.top_ids[at * wide : (at + SEGMENT_TOKENS) * wide],
-            state.top_logprobs[at * wide : (at + SEGMENT_TOKENS) * wide],
+            TokenIds(state.response_ids[at : at + SEGMENT_TOKENS]),
+            Logprobs(state.logprobs[at : at + SEGMENT_TOKENS]),
+            TokenIds(state.top_ids[at * wide : (at + SEGMENT_TOKENS) * wide]),
+            Logprobs(state.top_logprobs[at * wide : (at + SEGMENT_TOKENS) * wide]),
             version,
         )
         for at in range(0, len(state.response_ids), SEGMENT_TOKENS)
@@ -119,8 +119,7 @@ def read(case: Case, frames: bytes) -> list[dict[str, object]]:
         case "openai.chat":
             with openai_client(answering) as client:
                 state = ChatCompletionStreamState()
-                asked: Any = {"model": "m", "messages": [], "stream": True}
-                for chunk in client.chat.completions.create(**asked):
+                for chunk in client.chat.completions.create(model="m", messages=[], stream=True):
                     state.handle_chunk(chunk)
                 whole = state.current_completion_snapshot
                 return [said_by_openai(choice.message) for choice in whole.choices]
@@ -182,19 +181,19 @@ def test_the_official_client_reads_the_same_from_stream_replay_and_response(path
 def test_the_last_event_with_a_sample_has_our_own_results(path: Path) -> None:
     case = load(path)
     for frames in (frames_of(case), dialect_of(case.protocol).replay(respond(case))):
-        told = [event.data for event in events(frames) if isinstance(event.data, dict)]
-        assert [one["rollout"] for one in told if "rollout" in one] == [case.response["rollout"]]
-        choices: Any = case.response.get("choices", ())
-        shown = [c["rollout"] for one in told for c in one.get("choices", ()) if "rollout" in c]
-        assert shown == [choice["rollout"] for choice in choices if "rollout" in choice]
+        results = [told["rollout"] for told in objects(frames) if "rollout" in told]
+        assert results == [case.response["rollout"]]
+        whole: Any = case.response.get("choices", ())
+        shown = [choice["rollout"] for choice in choices(frames) if "rollout" in choice]
+        assert shown == [choice["rollout"] for choice in whole if "rollout" in choice]
 
 
 @each_case
 def test_events_are_in_the_order_of_the_protocol(path: Path) -> None:
-    case, told = load(path), {"openai.chat": chat_text, "claude.messages": claude_text}
-    check = told.get(case.protocol, lambda frames: list(events(frames)))
-    check(frames_of(case))
-    check(dialect_of(case.protocol).replay(respond(case)))
+    case = load(path)
+    text_of = TEXT_OF[case.protocol]
+    replayed = dialect_of(case.protocol).replay(respond(case))
+    assert text_of(frames_of(case)) == text_of(replayed)
 
 
 def test_usage_comes_last_where_it_was_asked_for() -> None:

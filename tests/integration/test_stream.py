@@ -13,7 +13,7 @@ from protocols.job import Segment
 from tests.job_body import Body, claude, scripted
 from tests.pool_look import Look, wait_until
 from tests.servers import both_servers
-from tests.sse import chat_text, claude_text, events, generate_text
+from tests.sse import TEXT_OF, chat_text, events
 
 pytestmark = both_servers
 
@@ -56,15 +56,9 @@ def test_every_dialect_streams_what_its_reply_says(client: Client) -> None:
         "claude.messages": messages,
         "generate": {"prompt": "hi", "rollout": SCRIPT},
     }
-    told = {
-        "openai.chat": chat_text,
-        "openai.completions": lambda frames: chat_text(frames, of=lambda choice: choice["text"]),
-        "claude.messages": claude_text,
-        "generate": generate_text,
-    }
     streams = {name: client.stream(body, protocol=name) for name, body in bodies.items()}
     for name, stream in streams.items():
-        assert told[name](list(stream.frames())) == TEXT, name
+        assert TEXT_OF[name](list(stream.frames())) == TEXT, name
         assert stream.reply.result(LIMIT_S).state.text == TEXT  # pyright: ignore[reportOptionalMemberAccess]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from protocols.dialects.base import Answer, Streamed
 from protocols.job import Segment
 from protocols.rollout_state import Logprobs, RolloutState, TokenIds
 from tests.job_body import Body
-from tests.sse import chat_text, claude_text, events, generate_text
+from tests.sse import TEXT_OF, choices, events, objects
 from worker.checkpoint import StreamedCheckpoint
 from worker.engines.base import Markup
 from worker.engines.scripted import END, ByteTokenizer
@@ -25,12 +26,6 @@ from worker.regions import Reading
 MARKUP = Markup(("<think>", "</think>"), ("<tool_call>", "</tool_call>"))
 CALL = '<tool_call>{"name": "f", "arguments": {"x": "<tool_call> é"}}</tool_call>'
 PARTS = ("<think>", "</think>", CALL, CALL[:30], "Grüße 世界", "</tool_call>", "\n", "STO", "P")
-TOLD = {
-    "openai.chat": chat_text,
-    "openai.completions": lambda frames: chat_text(frames, of=lambda choice: choice["text"]),  # pyright: ignore[reportUnknownLambdaType]
-    "claude.messages": claude_text,
-    "generate": generate_text,
-}
 texts = st.lists(st.one_of(st.sampled_from(PARTS), st.text(max_size=4)), max_size=8).map("".join)
 
 
@@ -88,34 +83,26 @@ def cut(job: Job, data: st.DataObject) -> list[int]:
 
 
 def content(protocol: str, frames: Sequence[bytes]) -> object:
-    """All that was said, joined: text, and per block what Claude's events have."""
-    told = list(events(b"".join(frames)))
+    """All that was said, joined: text, thinking, calls, Claude's blocks, log-probabilities."""
     blocks: dict[int, list[object]] = {}
-    for event in told:
+    for event in events(frames):
         if event.name == "content_block_start":
             blocks[event.data["index"]] = [event.data["content_block"], ""]
         elif event.name == "content_block_delta":
             (text,) = [v for k, v in event.data["delta"].items() if k != "type"]
             block = blocks[event.data["index"]]
             block[1] = f"{block[1]}{text}"
-    calls = [
-        call
-        for event in told
-        if isinstance(event.data, dict)
-        for choice in event.data.get("choices", ())
-        for call in choice.get("delta", {}).get("tool_calls", ())
-    ]
-    tokens = [
-        token
-        for event in told
-        if isinstance(event.data, dict)
-        for choice in event.data.get("choices", ())
-        for token in ((choice.get("logprobs") or {}).get("content") or ())
-    ]
-    return TOLD[protocol](frames), blocks, calls, tokens, told[-2]
+    deltas = [choice.get("delta", {}) for choice in choices(frames)]
+    calls: list[object] = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    thinking = "".join([delta.get("reasoning_content", "") for delta in deltas])
+    shown: list[dict[str, Any]] = [choice.get("logprobs") or {} for choice in choices(frames)]
+    tokens: list[object] = [token for one in shown for token in one.get("content", ())]
+    offsets: list[object] = [at for one in shown for at in one.get("text_offset", ())]
+    last = objects(frames)[-1]
+    return TEXT_OF[protocol](frames), blocks, calls, thinking, tokens, offsets, last
 
 
-@pytest.mark.parametrize("protocol", TOLD)
+@pytest.mark.parametrize("protocol", TEXT_OF)
 @given(text=texts, data=st.data())
 def test_any_cut_says_the_same_in_legal_order(
     protocol: str, text: str, data: st.DataObject
@@ -126,7 +113,7 @@ def test_any_cut_says_the_same_in_legal_order(
     )
 
 
-@pytest.mark.parametrize("protocol", TOLD)
+@pytest.mark.parametrize("protocol", TEXT_OF)
 @given(text=texts, data=st.data())
 def test_another_attempt_goes_on_with_the_very_next_byte(
     protocol: str, text: str, data: st.DataObject
