@@ -17,14 +17,12 @@ ASK = {"messages": QUESTION, "max_tokens": 16, "timeout": 200}
 
 def answers(door: Door, model: str) -> list[str]:
     """The same question, asked in four ways."""
-    asked = {**ASK, "model": model, "extra_body": {"temperature": 0}}
-    openai: Any = door.openai()
-    claude: Any = door.anthropic()
-    with openai, claude:
-        whole = openai.chat.completions.create(**asked)
-        chunks = list(openai.chat.completions.create(**asked, stream=True))
-        message = claude.messages.create(**asked)
-        events = list(claude.messages.create(**asked, stream=True))
+    with door.openai() as made, door.anthropic() as claude:
+        asked = {**ASK, "model": model, "extra_body": {"temperature": 0}}
+        chat: Any = made.chat.completions.create
+        messages: Any = claude.messages.create
+        whole, message = chat(**asked), messages(**asked)
+        chunks, events = list(chat(**asked, stream=True)), list(messages(**asked, stream=True))
     return [
         str(whole.choices[0].message.content),
         "".join(chunk.choices[0].delta.content or "" for chunk in chunks),
