@@ -12,7 +12,7 @@ from tests.worker_process import StartWorker
 from worker.engines.hf_tokenizer import HFTokenizer
 from worker.engines.torch_engine.checkpoint import locate
 
-pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TURNS = 20
 ANSWER_S = 240
