@@ -63,7 +63,7 @@ async def test_an_answer_is_completed_with_body_and_state() -> None:
         (lease(chat("x"), timeout_ms="soon"), "invalid_request", 400),
         (lease(chat("x"), protocol="nope"), "unknown_protocol", 400),
         (lease(chat("x", model="other")), "model_not_found", 404),
-        (lease(chat("x", tools=[1])), "unsupported_option", 400),
+        (lease(chat("x", prediction={"type": "content"})), "unsupported_option", 400),
         (
             lease({"messages": [{"role": "user", "content": "x" * 140_000}]}),
             "context_length_exceeded",
