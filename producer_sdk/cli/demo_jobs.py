@@ -1,4 +1,4 @@
-"""The jobs of `rolloutq demo`: every dialect, and a group."""
+"""The jobs of `rolloutq demo`: every dialect that draws tokens, and a group."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +75,7 @@ def bodies() -> list[tuple[str, str, dict[str, Any]]]:
     return [
         (STORY, "generate", _story()),
         *made,
-        ("generate-text", "generate", {"prompt": _BEGINNING, "sample_params": limits}),
+        ("completion-1", "openai.completions", {"prompt": _BEGINNING, **limits}),
     ]
 
 

@@ -159,4 +159,4 @@ def test_the_stage_that_compose_asks_for_is_there(read: Compose, name: str) -> N
 def test_lmdeploy_is_the_version_that_the_engine_takes() -> None:
     pinned = "lmdeploy==0.18.0"
     assert pinned in (ROOT / "deploy/Dockerfile.lmdeploy").read_text()
-    assert f'lmdeploy = ["{pinned}"]' in (ROOT / "pyproject.toml").read_text()
+    assert f'"{pinned}"]' in (ROOT / "pyproject.toml").read_text()

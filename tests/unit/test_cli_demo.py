@@ -31,8 +31,8 @@ def test_every_prompt_of_the_demo_is_taken_whole(
     assert normal.state.sample_params.max_tokens == (STORY_TOKENS if job_id == STORY else TOKENS)
 
 
-def test_demo_speaks_every_dialect() -> None:
-    assert {protocol for _, protocol, _ in bodies()} == set(DIALECTS)
+def test_demo_speaks_every_dialect_that_draws_tokens() -> None:
+    assert {protocol for _, protocol, _ in bodies()} == set(DIALECTS) - {"claude.count_tokens"}
 
 
 def test_answered_fault_passes() -> None:
