@@ -41,6 +41,9 @@ check: .venv/.dev ## Format, lint, types and import contracts
 faults: .venv/.dev ## The faults of docs/faults.md in full numbers (half an hour); ROLLOUTQ_SEED=n repeats a run
 	@ROLLOUTQ_FAULTS=full $(BIN)/pytest tests/faults -o faulthandler_timeout=0
 
+model-tests: .venv/.dev ## The tests on the real model in full numbers (some minutes)
+	@ROLLOUTQ_MODEL_TESTS=full $(BIN)/pytest -s tests/contract/test_engine_guide_smollm2.py tests/e2e/test_session_model.py
+
 states: .venv/.dev ## Search all states of the queue protocol, small scope
 	@$(BIN)/python -m tests.property.state_search
 
@@ -99,4 +102,4 @@ clean: ## Remove caches and builds; the virtual environments stay
 	@touch $@
 
 .PRECIOUS: %/.made
-.PHONY: help demo test check faults states test-redis5 test-lmdeploy bench format clean
+.PHONY: help demo test check faults model-tests states test-redis5 test-lmdeploy bench format clean

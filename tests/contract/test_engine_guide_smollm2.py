@@ -1,4 +1,4 @@
-"""SmolLM2 at temperature 1, guided: fifty answers of each kind, every one valid."""
+"""SmolLM2 at temperature 1, guided: in the full form fifty answers of each kind, every one valid."""
 
 import asyncio
 import re
@@ -12,11 +12,12 @@ from msgspec import Meta
 
 from protocols.message import CallGuide, Guide, JsonGuide, Tool
 from protocols.rollout_state import TokenIds
+from tests.form import FULL
 from tests.torch_engine_calls import Said, call
 from worker.engines.base import Turn
 from worker.engines.torch_engine import Settings, TorchEngine
 
-SAMPLES = 50
+SAMPLES = 50 if FULL else 8
 LIMIT_S = 800
 MOST_TOKENS = 300
 pytestmark = [
@@ -83,7 +84,7 @@ async def answers(engine: TorchEngine, question: str, guide: Guide) -> list[tupl
     return [(one, b"".join(map(tokens, one.ids[:-1])).decode()) for one in said]
 
 
-async def test_fifty_of_fifty_follow_a_json_schema(smollm2: TorchEngine) -> None:
+async def test_every_answer_follows_a_json_schema(smollm2: TorchEngine) -> None:
     guide = JsonGuide(schema_of(Trip))
     said = await answers(smollm2, "Plan a trip for me, as JSON.", guide)
     assert [one.finish_reason for one, _ in said] == ["stop"] * SAMPLES
@@ -92,7 +93,7 @@ async def test_fifty_of_fifty_follow_a_json_schema(smollm2: TorchEngine) -> None
     assert len({text for _, text in said}) > SAMPLES // 2
 
 
-async def test_fifty_of_fifty_call_a_required_tool(smollm2: TorchEngine) -> None:
+async def test_every_answer_calls_a_required_tool(smollm2: TorchEngine) -> None:
     guide = CallGuide(TOOLS, parallel=False)
     said = await answers(smollm2, "What is the weather in Lima? Mail it to Ann.", guide)
     assert [one.finish_reason for one, _ in said] == ["stop"] * SAMPLES

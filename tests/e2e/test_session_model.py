@@ -1,4 +1,4 @@
-"""Twenty turns of an agent on a real model: the exported sample is what the engine saw and drew, token by token."""
+"""An agent on a real model, in the full form for twenty turns: the exported sample is what the engine saw and drew, token by token."""
 
 import asyncio
 from itertools import pairwise
@@ -8,13 +8,14 @@ import pytest
 
 from producer_sdk import Client, RolloutState
 from protocols.rollout_state import TokenIds
+from tests.form import FULL
 from tests.worker_process import StartWorker
 from worker.engines.hf_tokenizer import HFTokenizer
 from worker.engines.torch_engine.checkpoint import locate
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-TURNS = 20
+TURNS = 20 if FULL else 6
 ANSWER_S = 240
 SESSION = "agent"
 TOOL = {
@@ -50,7 +51,7 @@ def environment(content: list[dict[str, Any]], turn: int) -> list[dict[str, Any]
     return [*results, {"type": "text", "text": question}]
 
 
-async def test_a_session_of_twenty_turns_is_exported_without_one_token_of_drift(
+async def test_a_session_of_many_turns_is_exported_without_one_token_of_drift(
     url: str, pool: str, start_worker: StartWorker
 ) -> None:
     worker = start_worker(url, pool, engine="torch", slots=2, threads=1)
