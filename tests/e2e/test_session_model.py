@@ -1,4 +1,4 @@
-"""An agent on a real model, in the full form for twenty turns: the exported sample is what the engine saw and drew, token by token."""
+"""An agent on a real model, in the full form for twenty turns: what is exported is what the engine saw and drew."""
 
 import asyncio
 from itertools import pairwise
