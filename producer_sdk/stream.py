@@ -57,7 +57,12 @@ class Reader(ABC, Generic[Item]):
         courier, reply, _, protocol = self._source
         try:
             while self._going:
-                yield from self._take(courier.pull(self._feed, again=self._asks_again()).result())
+                try:
+                    batch = courier.pull(self._feed, again=self._asks_again()).result()
+                except RolloutError as error:
+                    yield from self._last(error, _known_protocol(protocol))
+                    return
+                yield from self._take(batch)
             if not self._complete:
                 error = reply.exception()
                 ended = error if isinstance(error, RolloutError) else reply.result()
@@ -70,8 +75,15 @@ class Reader(ABC, Generic[Item]):
         courier, reply, _, protocol = self._source
         try:
             while self._going:
-                batch = Pending(courier.pull(self._feed, again=self._asks_again()), "stream")
-                for item in self._take(await batch):
+                try:
+                    batch = await Pending(
+                        courier.pull(self._feed, again=self._asks_again()), "stream"
+                    )
+                except RolloutError as error:
+                    for item in self._last(error, _known_protocol(protocol)):
+                        yield item
+                    return
+                for item in self._take(batch):
                     yield item
             if not self._complete:
                 try:
@@ -115,6 +127,8 @@ class Reader(ABC, Generic[Item]):
                 self._lack()
                 return
             yield from self._show(entry, known)
+            if not self._going:
+                return
             self._shown.setdefault(entry.index, TokenIds()).extend(entry.token_ids[known:])
 
     def _lack(self) -> None:
@@ -214,6 +228,12 @@ class Stream:
     def cancel(self) -> Pending[int]:
         """Cancel the job itself; its stream then ends."""
         return self.reply.cancel()
+
+
+def _known_protocol(protocol: "Pending[str | None]") -> str:
+    """The job's dialect as far as it is known: nobody can be asked any more."""
+    known = protocol.result() if protocol.done() and protocol.exception() is None else None
+    return known or DEFAULT_PROTOCOL
 
 
 def _lost(job_id: str) -> RolloutError:

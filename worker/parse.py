@@ -59,8 +59,9 @@ class Sample:
 
     def view(self, rollout_id: str, *, plain: bool = False) -> View:
         """Its view of nothing yet: to be fed its tokens; a plain one sees nothing but text."""
-        reading = PLAIN if plain else self._reading
-        return View(self._params, self._tokenizer, reading, rollout_id=rollout_id)
+        return View(
+            self._params, self._tokenizer, self._reading, rollout_id=rollout_id, plain=plain
+        )
 
     def text(self) -> str:
         """The text of the tokens; the stop string is cut off unless it was asked for."""

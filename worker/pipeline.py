@@ -201,9 +201,11 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: 
     thread = await thread_of(job.session or normal.options.session, normal.state, recall)
     prompt, call = await render(normal, job, engine, thread)
     attempt.prompt = prompt
-    if normal.counts:
-        counted = replace(prompt, rollout_id=f"{job.id}/0", status=Status.COMPLETED)
-        return _answer(attempt, dialect, normal, (counted,), engine)
+    if normal.counts or call.params.max_tokens == 0:
+        undrawn = replace(
+            prompt, rollout_id=f"{job.id}/0", finish_reason="length", status=Status.COMPLETED
+        )
+        return _answer(attempt, dialect, normal, (undrawn,), engine)
     reading = reading_of(prompt, engine.tokenizer)
     streamed = job.stream or normal.stream
     stream = _stream(attempt.lease, dialect, normal, prompt, engine) if streamed else None

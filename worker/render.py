@@ -84,7 +84,7 @@ async def render(
         raise InvalidRequest("`prompt`: it has no tokens", param="prompt")
     params = state.sample_params
     seed = seed_of(job.id) if params.sampling_seed is None else params.sampling_seed
-    most = max(0, min(params.max_tokens or room, room))
+    most = max(0, room if params.max_tokens is None else min(params.max_tokens, room))
     params = replace(params, max_tokens=most, sampling_seed=seed)
     state = replace(
         state,

@@ -27,19 +27,26 @@ class View:
         reading: Reading = PLAIN,
         *,
         rollout_id: str = "",
+        plain: bool = False,
     ) -> None:
-        """`rollout_id`, `<job id>/<index>`, makes the ids of calls: every attempt gives them the same."""
-        markup = reading.markup
+        """`rollout_id`, `<job id>/<index>`, makes the ids of calls: every attempt gives them the same.
+
+        A plain one sees nothing but text; it ends where `reading` lets the sample end all the same.
+        """
+        shown = PLAIN if plain else reading
+        markup = shown.markup
         self._params, self._tokenizer = params, tokenizer
         self._marks = {
             mark.encode() for pair in (markup.thinking, markup.call) for mark in pair or ()
         }
-        self._search = StopSearch(params, tokenizer, markup.thinking, begun=reading.thinking)
+        self._search = StopSearch(
+            params, tokenizer, reading.markup.thinking, begun=reading.thinking
+        )
         self._waiting: deque[tuple[bytes, bool]] = deque()
         """Bytes of tokens, and whether they are shown, that could belong to a stop string."""
         self._released_bytes = 0
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._regions = Regions(reading, lambda call: _call_id(rollout_id, call))
+        self._regions = Regions(shown, lambda call: _call_id(rollout_id, call))
         self._begun = False
         self._blocks: list[tuple[Piece, list[str]]] = []
 

@@ -30,7 +30,8 @@ def offer_of(
 ) -> Offer:
     """The tools, once they are known to be told apart and to have the one that must be called.
 
-    `strict` says where a tool demands arguments that follow its schema. Raises RequestError.
+    `strict` says where the request demands what only the guide of a required call gives: arguments that follow their
+    schema, a single call. Raises RequestError.
     """
     if not tools and choice.mode != "required":
         return Offer()
@@ -49,7 +50,7 @@ def offer_of(
         )
     if choice.mode != "required":
         for field in strict:
-            report.ignore(field, "arguments are held to the schema only where a call is required")
+            report.ignore(field, "held only where a call is required")
     return Offer(tools, choice)
 
 

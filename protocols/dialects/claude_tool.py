@@ -93,10 +93,14 @@ def offer(
         for at, tool in customs
         if not tool.defer_loading or tool.name in referred or tool.name == wanted
     ]
+    chosen = _choice(choice)
     return offer_of(
         tuple([_plain(tool, at) for at, tool in shown]),
-        _choice(choice),
-        tuple(path("tools", at, "strict") for at, tool in shown if tool.strict),
+        chosen,
+        (
+            *(path("tools", at, "strict") for at, tool in shown if tool.strict),
+            *(["tool_choice.disable_parallel_tool_use"] if not chosen.parallel else ()),
+        ),
         report,
     )
 

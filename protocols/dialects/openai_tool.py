@@ -112,7 +112,10 @@ def offer(
     return offer_of(
         tuple([_tool(function, at) for at, function in chosen_items]),
         plain,
-        tuple(path("tools", at, "function", "strict") for at, f in chosen_items if f.strict),
+        (
+            *(path("tools", at, "function", "strict") for at, f in chosen_items if f.strict),
+            *(["parallel_tool_calls"] if parallel is False else ()),
+        ),
         report,
     )
 

@@ -67,7 +67,7 @@ end
 -- Messages are made of fixed words, numbers and checked ids, so they need no escaping.
 local function error_body(protocol, code, message, id)
   local known = ERRORS[code]
-  if protocol == 'claude.messages' then
+  if string.sub(protocol or '', 1, 7) == 'claude.' then
     return '{"type":"error","error":{"type":"' .. known[3] .. '","message":"' .. message .. '"},"request_id":"' .. id .. '"}'
   end
   return '{"error":{"message":"' .. message .. '","type":"' .. known[2] .. '","param":null,"code":"' .. code .. '"}}'

@@ -25,7 +25,13 @@ NAMED: Body = {"type": "function", "function": {"name": "time"}}
 
 def state(protocol: str, **more: object) -> RolloutState:
     normal = normalize(protocol, PLAIN[protocol] | {"tools": TOOLS[protocol]} | more)
-    assert normal.ignored == ()
+    choice = normal.state.tool_choice
+    alone = choice.mode == "auto" and not choice.parallel  # only a guide can see to it
+    assert tuple(field.rpartition(".")[2] for field in normal.ignored) == (
+        (("parallel_tool_calls", "disable_parallel_tool_use")[protocol == "claude.messages"],)
+        if alone
+        else ()
+    )
     return normal.state
 
 

@@ -55,6 +55,15 @@ async def test_an_answer_is_completed_with_body_and_state() -> None:
     assert [(state.rollout_id, state.group_id) for state in states] == [("j/0", "g"), ("j/1", "g")]
 
 
+async def test_an_answer_of_no_tokens_draws_none() -> None:
+    body = {"max_tokens": 0, "messages": [{"role": "user", "content": "hi"}]}
+    outcome = await outcome_of(lease(body, protocol="claude.messages"))
+    assert isinstance(outcome, Completed)
+    answer = decode_json(outcome.body)
+    assert (answer["content"], answer["stop_reason"]) == ([], "max_tokens")
+    assert answer["usage"]["output_tokens"] == 0
+
+
 @pytest.mark.parametrize(
     ("given", "code", "status"),
     [
