@@ -42,7 +42,7 @@ class Jobs:
         check_room(self._metrics, self._settings, len(body))
         request = Request(
             method=incoming.method,
-            path=incoming.url.path,
+            path=incoming.scope["path"],
             headers=headers,
             body=body,
             timeout_s=self._timeout_s(headers),
