@@ -282,7 +282,7 @@ class Client:
         return self._ask(cancel, "cancel")
 
     def control(
-        self, verb: str, *, wait_s: float = WAIT_S, **options: str | int | bool | None
+        self, verb: str, /, *, wait_s: float = WAIT_S, **options: str | int | bool | None
     ) -> Pending[Answers]:
         """Command the pool's workers: `pause`, `continue`, `update_weights` and so on.
 

@@ -45,9 +45,18 @@ class Call:
 
     def give_up(self) -> Pending[int] | None:
         """Cancel the job, if it is nobody's any more; the order is on its way at once, waited for or not."""
-        if self._job is None or self._lasting or self._job.done():
+        if self._job is None or self._lasting or self._has_ended(self._job):
             return None
         return self._job.cancel()
+
+    def left_behind(self, error: BaseException | None) -> None:
+        """Give up where the wait has ended in this error and the job has not: it is queued, nobody would hear of it."""
+        if isinstance(error, NoLiveWorker):
+            self.give_up()
+
+    @staticmethod
+    def _has_ended(job: Future[Reply]) -> bool:
+        return job.done() and not isinstance(job.exception(), NoLiveWorker)
 
     def late(self) -> DeadlineExceeded:
         """What to say when the wait is over: the job's own deadline passes in the same moment."""
@@ -61,8 +70,7 @@ class Call:
 
     def failed(self, error: RolloutError, *, again: bool | None = None) -> Response:
         """What to say of an error that stands for the answer; `again` as in `of_error`."""
-        if isinstance(error, NoLiveWorker) and self._job is not None and not self._lasting:
-            self._job.cancel()  # it is still in the queue, and nobody would hear of it
+        self.left_behind(error)
         if self._lasting or self._job is None:
             again = True
         return of_error(error, self.shape, self.request_id, again=again)

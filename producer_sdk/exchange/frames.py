@@ -35,6 +35,12 @@ class _Way:
         reply = self._reply.result()
         return self.call.answer(reply) if reply.code >= 400 else None
 
+    def _look_for_end(self) -> None:
+        """Before a frame is handed out: whether it is the last."""
+        self.finished = self._frames.ended
+        if self.finished and self._reply.done():
+            self.call.left_behind(self._reply.exception())
+
 
 class Frames(_Way):
     """For `async for`, after `start`."""
@@ -52,7 +58,7 @@ class Frames(_Way):
         """Every frame; the last may be an error's."""
         frame = self._first
         while frame:
-            self.finished = self._frames.ended
+            self._look_for_end()
             yield frame
             if self.finished:
                 return
@@ -87,7 +93,7 @@ class BlockingFrames(_Way):
         """Every frame; the last may be an error's."""
         frame = self._first
         while frame:
-            self.finished = self._frames.ended
+            self._look_for_end()
             yield frame
             if self.finished:
                 return

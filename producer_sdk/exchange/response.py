@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from urllib.parse import quote
 
 import msgspec
 
@@ -13,7 +14,9 @@ from protocols.job import Reply
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 RETRY_S = 1.0
-IGNORED_CHARS = 1024
+IGNORED_BYTES = 2048
+SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in "%,")
+"""What a header shows as it is; the rest is percent-encoded, `,` too, since it stands between names."""
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -85,12 +88,12 @@ def _advice(error: RolloutError, again: bool | None) -> dict[str, str]:
 
 
 def _ignored(body: bytes) -> str:
-    """The fields that were accepted without effect, as the response says itself."""
+    """The fields that were accepted without effect, as the response says itself; their names are the caller's."""
     if b'"ignored":[]' in body:
         return ""
     try:
         result = _peek.decode(body).rollout
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
-    told = ",".join(result.ignored) if result else ""
-    return told[:IGNORED_CHARS].encode("ascii", "replace").decode()
+    told = ",".join(quote(name, safe=SAFE) for name in result.ignored) if result else ""
+    return told if len(told) <= IGNORED_BYTES else f"{told[: IGNORED_BYTES - 3]}..."

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from producer_sdk.client import Client
 from producer_sdk.exchange.call import Call, begin
 from producer_sdk.exchange.frames import answered
-from producer_sdk.exchange.request import Request, seconds
+from producer_sdk.exchange.request import LONGEST_S, Request, seconds
 from producer_sdk.exchange.response import Response, of_frames
 from producer_sdk.gateway.intake import CallerGone, check_room, read_body
 from producer_sdk.gateway.metrics import Metrics
@@ -22,6 +22,8 @@ from protocols.errors import ServerUnavailable
 MARGIN_S, MARGIN_SHARE = 1.0, 0.1
 """How much earlier than its caller a job gives up, so that the answer is heard: the smaller of the two."""
 KEEP_ALIVE_S = 15.0
+STUCK_S = 5.0
+"""How long after its limit a request may still be open: then whoever asked does not read the answer."""
 READ_TIMEOUT = "x-stainless-read-timeout"
 """In which the official clients say how long they wait."""
 
@@ -42,7 +44,7 @@ class Jobs:
         check_room(self._metrics, self._settings, len(body))
         request = Request(
             method=incoming.method,
-            path=incoming.url.path,
+            path=incoming.scope["path"],
             headers=headers,
             body=body,
             timeout_s=self._timeout_s(headers),
@@ -70,14 +72,15 @@ class Answer(Outgoing):
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait, and send; raises CallerGone where nobody hears it."""
+        """Wait, and send; raises CallerGone where nobody hears it, or reads it."""
         patience = Patience()
+        limit_s = (self._call.limit_s or LONGEST_S) + STUCK_S
         try:
-            async with self._leaving.wait(patience, receive, None):
+            async with self._leaving.wait(patience, receive, limit_s):
                 await self._answer(scope, receive, send)
         except TimeoutError:
             self._call.give_up()
-            if patience.gone:
+            if patience.gone or not patience.leaving:
                 raise CallerGone from None
             await self._last_words(scope, receive, send)
         except asyncio.CancelledError:

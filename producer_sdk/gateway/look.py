@@ -15,7 +15,7 @@ from protocols.errors import RolloutError, ServerUnavailable
 LOOK_S = 3.0
 HEALTH, READY = "health", "ready"
 KEPT_S = 0.5
-"""A look so old still holds, so that many who ask cost Redis one question."""
+"""A look so old still holds, failed or not, so that many who ask cost Redis one question, and wait no longer."""
 SHOWN = ("engine", "model", "state", "policy_version", "slots", "running_jobs", "ready")
 """Of each worker; hosts, processes and the rest are for `rolloutq status`."""
 
@@ -28,7 +28,7 @@ class Look:
         self._client, self._metrics, self._leaving = client, metrics, leaving
         self._address = address
         self._turn = asyncio.Lock()
-        self._seen: tuple[float, Fleet] | None = None
+        self._seen: tuple[float, Fleet | RolloutError] | None = None
 
     async def healthz(self, _: Incoming) -> Response:
         """200 while the process and its link to Redis are alive."""
@@ -86,14 +86,21 @@ class Look:
     async def _fleet(self) -> Fleet:
         async with self._turn:
             if self._seen is None or time.monotonic() - self._seen[0] > KEPT_S:
-                self._seen = None
-                try:
-                    async with asyncio.timeout(LOOK_S):
-                        fleet = await self._client.fleet()
-                except TimeoutError:
-                    raise ServerUnavailable("Redis does not answer", retry_after_s=1) from None
-                self._seen = (time.monotonic(), fleet)
-            return self._seen[1]
+                found = await self._look()
+                self._seen = (time.monotonic(), found)
+            seen = self._seen[1]
+        if isinstance(seen, RolloutError):
+            raise seen.with_traceback(None)  # of each who asks, not of all before
+        return seen
+
+    async def _look(self) -> Fleet | RolloutError:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                return await self._client.fleet()
+        except TimeoutError:
+            return ServerUnavailable("Redis does not answer", retry_after_s=1)
+        except RolloutError as error:
+            return error
 
 
 def _no(question: str, why: str) -> Response:

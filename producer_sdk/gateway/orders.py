@@ -33,7 +33,7 @@ class Orders:
         wait_s = options.pop("wait_s", WAIT_S)
         if isinstance(wait_s, str | bool | None) or not 0 < wait_s <= LONGEST_S:
             raise InvalidRequest(f"`wait_s`: seconds, at most {LONGEST_S:g}", param="wait_s")
-        verb = incoming.url.path.removeprefix("/")
+        verb = incoming.scope["path"].removeprefix("/")
         answers = await self._client.control(verb, wait_s=float(wait_s), **_words(options))
         return Response(encode_json(_facts(answers)), media_type="application/json")
 

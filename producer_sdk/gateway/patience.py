@@ -49,7 +49,7 @@ class Leaving:
 
     @asynccontextmanager
     async def wait(
-        self, patience: Patience, receive: Receive, limit_s: float | None
+        self, patience: Patience, receive: Receive, limit_s: float
     ) -> AsyncGenerator[None]:
         """A block that raises TimeoutError when the wait is over."""
         patience.leaving = self._over

@@ -18,6 +18,7 @@ from producer_sdk.gateway.keys import Keyring, Role
 from producer_sdk.gateway.metrics import Metrics
 from producer_sdk.gateway.patience import Leaving, Patience
 from producer_sdk.gateway.settings import Settings, settings
+from protocols.codec import encode_json
 from protocols.errors import (
     BodyTooLarge,
     ConfigError,
@@ -321,6 +322,22 @@ def test_a_reply_of_an_aborted_job_is_an_overload_to_anthropic_s_client() -> Non
     reply = Reply("j", JobStatus.ABORTED, 503, b'{"error":{}}', error="aborted")
     assert of_reply(reply, "claude.messages").status == 529
     assert of_reply(reply, "openai.chat").headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("chat_template_kwargs.x y", "chat_template_kwargs.x%20y"),
+        ("a\r\nset-cookie: x", "a%0D%0Aset-cookie:%20x"),
+        ("ключ", "%D0%BA%D0%BB%D1%8E%D1%87"),
+        ("50%,\x7f", "50%25%2C%7F"),
+        ("n" * 9000, "n" * 2045 + "..."),
+    ],
+)
+def test_a_name_of_the_caller_s_is_one_short_word_in_a_header(name: str, told: str) -> None:
+    body = encode_json({"rollout": {"ignored": [name]}})
+    answer = of_reply(Reply("j", JobStatus.COMPLETED, 200, body), "openai.chat")
+    assert answer.headers["x-rollout-ignored"] == told
 
 
 # how long it waits
