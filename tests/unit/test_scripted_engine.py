@@ -157,7 +157,7 @@ async def test_a_hanging_job_leaves_the_event_loop_alone_and_can_be_closed() -> 
 
 async def test_a_stopped_sample_says_no_more_and_the_others_go_on() -> None:
     engine = ScriptedEngine()
-    generation = engine.generate(call(Script(text="abcdef", ms_per_token=5), n=2))
+    generation = engine.generate(call(Script(text="abcdef", ms_per_token=100), n=2))
     said: dict[int, list[int]] = {0: [], 1: []}
     async for segment in generation:
         said[segment.index] += segment.token_ids
