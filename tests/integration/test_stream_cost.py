@@ -84,7 +84,8 @@ async def test_followers_of_anothers_streams_look_together(
         before, begun_s = look.calls("xrange"), time.monotonic()
         await asyncio.sleep(2)
         ticks = (time.monotonic() - begun_s) / 0.25 + 1
-        assert 0 < look.calls("xrange") - before <= ticks * len(streams)
+        # and once, at most, the owner makes sure that its quiet streams are so
+        assert 0 < look.calls("xrange") - before <= (ticks + 1) * len(streams)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
