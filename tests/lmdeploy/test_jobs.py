@@ -22,9 +22,9 @@ from tests.worker_process import StartWorker, WorkerProcess
 
 __all__ = ["broker", "client", "look", "nothing_left"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(800)]
 
-LOAD_S, ANSWER_S = 200.0, 120.0
+LOAD_S, ANSWER_S = 240.0, 240.0
 TOLERATED, APART = 1e-4, 1e-2
 PROMPT = list(range(5, 25))
 LONG_TOKENS = 1500
