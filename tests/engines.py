@@ -29,7 +29,7 @@ MINIMUM = {
     "lmdeploy": _SAMPLES
     | _TOLD
     | _WEIGHTS
-    | {"min_tokens", "repetition_penalty", "sampling_seed"}
+    | {"min_tokens", "repetition_penalty", "sampling_seed", "guide", "logit_bias"}
     | {"include_stop_str_in_output", "skip_special_tokens"},
     "lmdeploy-server": _SAMPLES | _TOLD | {"offload"},
 }

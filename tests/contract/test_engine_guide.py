@@ -79,9 +79,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
-@pytest.fixture(params=engines.WITH_A_MODEL)
+@pytest.fixture(params=[name for name in engines.WITH_A_MODEL if "guide" in engines.MINIMUM[name]])
 async def engine(request: pytest.FixtureRequest, model: Path) -> AsyncIterator[Engine]:
     async with engines.running(request.param, model) as started:
+        engines.require(started, ("guide", "logit_bias"))
         yield started
 
 
