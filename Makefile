@@ -49,10 +49,8 @@ states: .venv/.dev ## Search all states of the queue protocol, small scope
 
 test-redis5: .venv-redis5/.dev ## The tests against servers with redis-py 5.3.1, beside arq and without torch
 	@echo '== tests/integration with redis-py 5.3.1'
-	@# not the matrix of rights, which are the server's, nor HTTP, whose jobs go the way of all jobs
-	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration --ignore tests/integration/test_acl.py \
-	  --ignore tests/integration/test_gateway.py --ignore tests/integration/test_official_clients.py \
-	  --ignore tests/integration/test_official_streams.py
+	@# not the matrix of rights: they are the server's, whatever library asks
+	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration --ignore tests/integration/test_acl.py
 
 test-lmdeploy: .venv-lmdeploy/.dev ## The tests of lmdeploy in the worker and behind HTTP, on the CPU
 	@echo '== tests/lmdeploy, and the suite of all engines'

@@ -282,6 +282,8 @@ class Courier:
             if found is None and entry.job is not None:
                 self._submit_again(job_id, entry)
                 return
+            if found is None and job_id in self._sending:
+                return  # this has overtaken it; its acceptance finds who waits here
             del self._outstanding[job_id]
             if isinstance(found, Reply):
                 if entry.job is not None:

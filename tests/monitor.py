@@ -15,6 +15,7 @@ _CONCLUDED = re.compile(
 )
 _STATUS = re.compile(rb'"finished_ms" "\d+" "status" "([a-z]+)"')
 _STEP = re.compile(rb'^.{0,80}\] "FCALL" "rolloutq_([a-z]+)"')
+_SENT = re.compile(rb'^.{0,80}\[\d+ (?!lua)[^\]]+\] "([A-Za-z]+)"')
 READ_BYTES = 1 << 20
 
 
@@ -31,6 +32,7 @@ class Monitor:
         """Terminal statuses written, of all pools."""
         self.steps: Counter[str] = Counter()
         """Calls of each step, of all pools."""
+        self._sent: Counter[str] = Counter()
         self._kept_bytes = kept_bytes
         self._calls: deque[tuple[str, bytes]] = deque(maxlen=5000)
         self._begun = threading.Event()
@@ -57,6 +59,11 @@ class Monitor:
         self._catch_up()
         counted = self._concluded.copy()
         return {job_id: count for (name, job_id), count in counted.items() if name == pool}
+
+    def sent(self, command: str) -> int:
+        """How many of a command clients have sent themselves, so not functions, up to this moment."""
+        self._catch_up()
+        return self._sent[command]
 
     def called(self, step: str, job_id: str, fence: str) -> int:
         """How many calls of a step were made for a job under that fence."""
@@ -91,3 +98,5 @@ class Monitor:
             self._calls.append((found[1].decode(), line))
         elif b'"ECHO" "mark-' in line:
             self._marks.add(line.rpartition(b' "')[2].rstrip(b'"'))
+        elif found := _SENT.match(line):
+            self._sent[found[1].decode().upper()] += 1

@@ -34,6 +34,7 @@ pytestmark = both_servers
 LIMIT_S = 60
 LONG = scripted("x" * 3000, ms_per_token=20)
 """A minute of tokens, should nobody end it."""
+SHORT = {"script": {"text": "ok"}}
 
 
 @pytest.fixture
@@ -269,6 +270,13 @@ def test_a_failed_reply_raises_only_when_asked_to(client: Client) -> None:
     assert (reply.status, reply.code, reply.error) == (JobStatus.FAILED, 400, "invalid_request")
     with pytest.raises(InvalidRequest, match="`n`"):
         reply.raise_for_status()
+
+
+def test_a_job_on_its_way_is_found_by_its_id(client: Client) -> None:
+    heavy = [client.submit(chat("x" * 50_000, rollout=SHORT)) for _ in range(200)]
+    last = client.submit(chat("the last"))
+    assert client.get(last.job_id).result(LIMIT_S).status is JobStatus.COMPLETED
+    assert [one.result(LIMIT_S).status for one in heavy] == [JobStatus.COMPLETED] * 200
 
 
 def test_a_reply_is_found_by_its_id(client: Client, url: str, pool: str) -> None:

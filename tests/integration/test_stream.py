@@ -103,8 +103,11 @@ def test_segments_have_every_token_once_with_its_logprob_and_version(client: Cli
     assert {segment.policy_version for segment in segments} == {0}
 
 
-def test_a_job_that_is_not_streamed_can_be_followed(client: Client, url: str, pool: str) -> None:
+def test_a_job_that_is_not_streamed_can_be_followed(
+    client: Client, url: str, pool: str, look: Look
+) -> None:
     future = client.submit(scripted(TEXT, ms_per_token=5))
+    wait_until(lambda: future.job_id in look.job_ids(), "the job is accepted")
     with Client(url, pool=pool) as other:
         stream = other.follow(future.job_id)
         segments = ids_of(stream)

@@ -67,7 +67,7 @@ async def test_weights_are_replaced_beside_a_running_event_loop(
     _, after = await answer(engine)
     assert (set(before.versions), set(after.versions)) == ({0}, {1})
     assert len(stalls_s) > 5
-    assert max(stalls_s) < max(LONGEST_STALL_S, sum(stalls_s) / 2)  # a busy machine stalls too
+    assert max(stalls_s) < LONGEST_STALL_S
     old, new = PlainModel(locate("smollm2")), PlainModel(trained)
     ((by_old,), (by_new,)) = (one.logprobs([prompt_ids], [after.ids]) for one in (old, new))
     assert after.logprobs == pytest.approx(of_tokens(by_new, after.ids), abs=TOLERATED)
