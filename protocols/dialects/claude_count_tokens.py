@@ -7,13 +7,12 @@ from msgspec import Raw
 
 from protocols.codec import encode_json, parse_json
 from protocols.dialects.base import Answer, Normal, Options, Streamed
-from protocols.dialects.claude_error import error_body, http_status
+from protocols.dialects.claude_error import ClaudeErrors
 from protocols.dialects.claude_request import Conversation, understood
-from protocols.dialects.claude_stream import error_frame
 from protocols.dialects.field import Report, Verdicts, ignored
 from protocols.dialects.result import Result
 from protocols.dialects.sse import event
-from protocols.errors import RolloutError, UnsupportedOption
+from protocols.errors import UnsupportedOption
 
 
 class Request(Conversation, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +32,7 @@ _decoder = msgspec.json.Decoder(Request)
 _request = Verdicts(Request)
 
 
-class ClaudeCountTokens:
+class ClaudeCountTokens(ClaudeErrors):
     """The dialect."""
 
     name = "claude.count_tokens"
@@ -59,15 +58,3 @@ class ClaudeCountTokens:
     def replay(self, body: bytes) -> bytes:
         """The count, as one event."""
         return event("message", Raw(body))
-
-    def error_frame(self, body: bytes) -> bytes:
-        """The event that ends a stream which cannot go on."""
-        return error_frame(body)
-
-    def error(self, error: RolloutError, job_id: str) -> bytes:
-        """Anthropic's error body."""
-        return error_body(error, job_id)
-
-    def http_status(self, status: int) -> int:
-        """Anthropic's own for an overloaded service is 529."""
-        return http_status(status)

@@ -1,8 +1,10 @@
 """Anthropic's error body and HTTP statuses."""
 
 import msgspec
+from msgspec import Raw
 
 from protocols.codec import encode_json
+from protocols.dialects.sse import event
 from protocols.errors import RolloutError
 
 ERROR_TYPES = {
@@ -37,12 +39,18 @@ class ErrorBody(msgspec.Struct, frozen=True, tag="error"):
     request_id: str
 
 
-def error_body(error: RolloutError, job_id: str) -> bytes:
-    """`{"type": "error", "error": {type, message}, "request_id"}`."""
-    kind = ERROR_TYPES.get(error.http_status, "api_error")
-    return encode_json(ErrorBody(Error(kind, error.message), job_id))
+class ClaudeErrors:
+    """How the dialects of this family say what went wrong."""
 
+    def error(self, error: RolloutError, job_id: str) -> bytes:
+        """`{"type": "error", "error": {type, message}, "request_id"}`."""
+        kind = ERROR_TYPES.get(error.http_status, "api_error")
+        return encode_json(ErrorBody(Error(kind, error.message), job_id))
 
-def http_status(status: int) -> int:
-    """Anthropic's HTTP status for one of ours."""
-    return OVERLOADED if status == 503 else status
+    def error_frame(self, body: bytes) -> bytes:
+        """The event that ends a stream which cannot go on."""
+        return event("error", Raw(body))
+
+    def http_status(self, status: int) -> int:
+        """Anthropic's HTTP status for one of ours."""
+        return OVERLOADED if status == 503 else status

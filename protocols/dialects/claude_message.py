@@ -25,7 +25,7 @@ from protocols.dialects.claude_block import (
     ToolUseBlock,
     Turn,
 )
-from protocols.dialects.field import Report, Verdicts, path
+from protocols.dialects.field import Report, Verdicts, path, wrong
 from protocols.dialects.picture import image_of
 from protocols.errors import InvalidRequest, UnsupportedOption
 from protocols.message import Block, Image, Message, Text, Thinking, ToolResult, ToolUse
@@ -77,10 +77,10 @@ def messages_of(
 
 def _role(turn: Turn, at: int) -> Literal["user", "assistant", "system"]:
     if turn.role != "assistant" and turn.content == []:
-        raise _wrong("Expected `array` of length >= 1", "messages", at, "content")
+        raise wrong("Expected `array` of length >= 1", "messages", at, "content")
     if turn.role == "user" or turn.role == "assistant" or turn.role == "system":
         return turn.role
-    raise _wrong("Expected one of user, assistant, system", "messages", at, "role")
+    raise wrong("Expected one of user, assistant, system", "messages", at, "role")
 
 
 def _system(system: str | list[TextBlock] | None, report: Report) -> tuple[Text, ...]:
@@ -170,7 +170,7 @@ def _picture(source: Source, report: Report, *at: str | int) -> Iterable[Image]:
     elif source.type == "url" and source.url:
         yield image_of(source.url, path(*at, "url"))
     elif source.type in ("base64", "url"):
-        raise _wrong("Expected `data` and `media_type`, or `url`", *at)
+        raise wrong("Expected `data` and `media_type`, or `url`", *at)
     else:
         report.refuse(path(*at, "type"), "only sources of type 'base64' and 'url' are supported")
 
@@ -186,7 +186,7 @@ def _document(block: DocumentBlock, report: Report, *at: str | int) -> Iterable[
             yield Text("\n".join(before) + "\n")
         yield from _returned(source.content, report, *at, "content")
     elif source.type in ("text", "content"):
-        raise _wrong(f"Expected `{'data' if source.type == 'text' else 'content'}`", *at)
+        raise wrong(f"Expected `{'data' if source.type == 'text' else 'content'}`", *at)
     else:
         report.refuse(
             path(*at, "type"), "only documents of type 'text' and 'content' are supported"
@@ -204,8 +204,3 @@ def references(turns: Iterable[Turn]) -> frozenset[str]:
         for found in block.content
         if isinstance(found, ToolReferenceBlock)
     )
-
-
-def _wrong(why: str, *at: str | int) -> InvalidRequest:
-    field = path(*at)
-    return InvalidRequest(f"`{field}`: {why}", param=field)

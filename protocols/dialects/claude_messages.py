@@ -12,13 +12,12 @@ from msgspec.structs import replace
 
 from protocols.codec import encode_json, parse_json
 from protocols.dialects.base import Answer, Normal, Options, Streamed
-from protocols.dialects.claude_error import error_body, http_status
+from protocols.dialects.claude_error import ClaudeErrors
 from protocols.dialects.claude_request import Conversation, understood
 from protocols.dialects.claude_response import message_of
-from protocols.dialects.claude_stream import MessageStream, error_frame, replay
+from protocols.dialects.claude_stream import MessageStream, replay
 from protocols.dialects.field import Report, Verdicts, ignored, refused, withheld
 from protocols.dialects.sampling import NEUTRAL, Stops, Temperature, TopK, TopP
-from protocols.errors import RolloutError
 from protocols.message import Guide
 from protocols.rollout_state import SampleParams
 
@@ -48,7 +47,7 @@ _decoder = msgspec.json.Decoder(Request)
 _request = Verdicts(Request)
 
 
-class ClaudeMessages:
+class ClaudeMessages(ClaudeErrors):
     """The dialect."""
 
     name = "claude.messages"
@@ -79,18 +78,6 @@ class ClaudeMessages:
     def replay(self, body: bytes) -> bytes:
         """The frames of a whole response."""
         return replay(body)
-
-    def error_frame(self, body: bytes) -> bytes:
-        """The event that ends a stream which cannot go on."""
-        return error_frame(body)
-
-    def error(self, error: RolloutError, job_id: str) -> bytes:
-        """Anthropic's error body."""
-        return error_body(error, job_id)
-
-    def http_status(self, status: int) -> int:
-        """Anthropic's own for an overloaded service is 529."""
-        return http_status(status)
 
 
 def _params_of(request: Request, guide: Guide | None) -> SampleParams:

@@ -175,8 +175,3 @@ def replay(body: bytes) -> bytes:
         named = block.id.removeprefix(call_id(""))
         frames.append(blocks.add(Piece(block.type, given[block.type], True, named, block.name)))
     return b"".join([*frames, blocks.close(), _stop(whole)])
-
-
-def error_frame(body: bytes) -> bytes:
-    """The event that ends a stream which cannot go on."""
-    return event("error", Raw(body))

@@ -23,7 +23,7 @@ import msgspec
 
 from protocols.codec import encode_json
 from protocols.dialects.base import Unsupported
-from protocols.errors import UnsupportedOption
+from protocols.errors import InvalidRequest, UnsupportedOption
 
 Value = TypeVar("Value")
 _INDEX = re.compile(r"\[\d+\]")
@@ -117,6 +117,12 @@ def _getter(*names: str) -> Callable[[msgspec.Struct], tuple[object, ...]]:
 def _why(verdict: Verdict) -> str:
     accepted = ", ".join(encode_json(neutral).decode() for neutral in verdict.neutral)
     return f"not supported; leave it out, or send one of: {accepted}"
+
+
+def wrong(why: str, *at: str | int) -> InvalidRequest:
+    """The error of a field that is not as its protocol has it."""
+    field = path(*at)
+    return InvalidRequest(f"`{field}`: {why}", param=field)
 
 
 def path(*at: str | int) -> str:

@@ -15,9 +15,8 @@ from protocols.dialects.choice import Offer
 from protocols.dialects.field import Report, Verdicts, ignored, withheld
 from protocols.dialects.generate_stream import GenerateStream, replay
 from protocols.dialects.openai_call import ToolCall, calls_of
-from protocols.dialects.openai_error import error_body
+from protocols.dialects.openai_error import OpenAIErrors
 from protocols.dialects.openai_message import Turns, messages_of
-from protocols.dialects.openai_stream import error_frame
 from protocols.dialects.openai_tool import (
     Choice,
     Effort,
@@ -39,7 +38,7 @@ from protocols.dialects.sampling import (
     TopLogprobs,
     sample_params,
 )
-from protocols.errors import InvalidRequest, RolloutError
+from protocols.errors import InvalidRequest
 from protocols.message import CallGuide, JsonGuide
 from protocols.rollout_state import RolloutState, SampleParams, Status, TokenIds
 
@@ -132,7 +131,7 @@ def request_params(params: SampleParams) -> dict[str, object]:
     return told
 
 
-class Generate:
+class Generate(OpenAIErrors):
     """The dialect."""
 
     name = "generate"
@@ -172,18 +171,6 @@ class Generate:
     def replay(self, body: bytes) -> bytes:
         """The frames of a whole response."""
         return replay(body)
-
-    def error_frame(self, body: bytes) -> bytes:
-        """The event that ends a stream which cannot go on."""
-        return error_frame(body)
-
-    def error(self, error: RolloutError, job_id: str) -> bytes:
-        """OpenAI's error body."""
-        return error_body(error)
-
-    def http_status(self, status: int) -> int:
-        """Ours, as they are."""
-        return status
 
 
 def _state_of(

@@ -12,7 +12,7 @@ import msgspec
 
 from protocols.codec import decode_json
 from protocols.dialects.base import Answer, Piece, Streamed
-from protocols.dialects.openai_stream import part_of
+from protocols.dialects.openai_stream import part_of, text_of
 from protocols.dialects.result import finite, tops_of
 from protocols.dialects.sse import DONE, data
 from protocols.job import Segment
@@ -58,7 +58,7 @@ class GenerateStream:
         part = Part(
             segment.index,
             segment.start,
-            _text(pieces),
+            text_of(pieces),
             segment.token_ids.tolist(),
             finite(segment.logprobs) if params.return_logprob else None,
             tops_of(state) if params.return_logprob and params.top_logprobs else None,
@@ -70,7 +70,7 @@ class GenerateStream:
         """What was held back and how it ended."""
         whole = decode_json(self._respond(answer))
         for sample, pieces in zip(whole["samples"], rest, strict=True):
-            sample["text"] = _text(pieces)
+            sample["text"] = text_of(pieces)
             _drop_tokens(sample)
         return data(whole) + DONE
 
@@ -80,10 +80,6 @@ def _drop_tokens(sample: dict[str, Any]) -> None:
     sample["response_ids"] = []
     for name in ("logprobs", "top_logprobs"):
         sample[name] = None if sample[name] is None else []
-
-
-def _text(pieces: Sequence[Piece]) -> str:
-    return "".join([piece.text for piece in pieces])
 
 
 def replay(body: bytes) -> bytes:

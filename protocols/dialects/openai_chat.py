@@ -11,9 +11,8 @@ from protocols.dialects.field import Report, Verdicts, chosen, ignored, refused,
 from protocols.dialects.openai_body import Body, asked_of, stops_of, wants_usage
 from protocols.dialects.openai_chat_response import completion
 from protocols.dialects.openai_chat_stream import ChatStream, replay
-from protocols.dialects.openai_error import error_body
+from protocols.dialects.openai_error import OpenAIErrors
 from protocols.dialects.openai_message import Turn, messages_of
-from protocols.dialects.openai_stream import error_frame
 from protocols.dialects.openai_tool import (
     Choice,
     Effort,
@@ -24,7 +23,7 @@ from protocols.dialects.openai_tool import (
     reasoning,
 )
 from protocols.dialects.sampling import TokenId, Tokens, TopLogprobs, sample_params
-from protocols.errors import InvalidRequest, RolloutError
+from protocols.errors import InvalidRequest
 from protocols.message import Guide, Message
 from protocols.rollout_state import RolloutState, SampleParams, TokenIds
 
@@ -77,7 +76,7 @@ _decoder = msgspec.json.Decoder(Request)
 _request = Verdicts(Request)
 
 
-class OpenAIChat:
+class OpenAIChat(OpenAIErrors):
     """The dialect."""
 
     name = "openai.chat"
@@ -124,18 +123,6 @@ class OpenAIChat:
     def replay(self, body: bytes) -> bytes:
         """The frames of a whole response."""
         return replay(body)
-
-    def error_frame(self, body: bytes) -> bytes:
-        """The event that ends a stream which cannot go on."""
-        return error_frame(body)
-
-    def error(self, error: RolloutError, job_id: str) -> bytes:
-        """OpenAI's error body."""
-        return error_body(error)
-
-    def http_status(self, status: int) -> int:
-        """OpenAI's are ours."""
-        return status
 
 
 def _conversation(request: Request, report: Report) -> tuple[Message, ...]:

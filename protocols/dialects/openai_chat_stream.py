@@ -15,8 +15,7 @@ from protocols.dialects.base import Answer, Piece, Streamed
 from protocols.dialects.openai_body import TOKEN_IDS
 from protocols.dialects.openai_call import call_id
 from protocols.dialects.openai_chat_response import ChoiceLogprobs, logprobs_of
-from protocols.dialects.openai_stream import part_of
-from protocols.dialects.sse import DONE, data
+from protocols.dialects.openai_stream import Chunk, Chunks, Whole, part_of
 from protocols.job import Segment
 from protocols.rollout_state import RolloutState
 
@@ -62,19 +61,6 @@ class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
     """Of one sample among several: its tokens, log-probabilities and policy versions."""
 
 
-class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One event."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: tuple[ChunkChoice, ...]
-    usage: Raw | UnsetType | None = UNSET
-    rollout: Raw | UnsetType = UNSET
-    """In the last chunk with a choice: what the whole response has under this name."""
-
-
 class Function(msgspec.Struct, frozen=True):
     """Of a whole tool call."""
 
@@ -109,18 +95,7 @@ class WholeChoice(msgspec.Struct, frozen=True):
     rollout: Raw | UnsetType = UNSET
 
 
-class Whole(msgspec.Struct, frozen=True):
-    """A whole response."""
-
-    id: str
-    created: int
-    model: str
-    choices: tuple[WholeChoice, ...]
-    usage: Raw
-    rollout: Raw | UnsetType = UNSET
-
-
-_decoder = msgspec.json.Decoder(Whole)
+_decoder = msgspec.json.Decoder(Whole[WholeChoice])
 
 
 class ChatStream:
@@ -134,13 +109,14 @@ class ChatStream:
         self._shows_ids = TOKEN_IDS in streamed.asked
         self._open_calls = [-1] * len(streamed.states)
         """Index of the tool call that is open, by sample."""
-        self._chunks = _Chunks(
-            f"chatcmpl-{streamed.job_id}", streamed.created_s, streamed.model, usage=streamed.usage
-        )
+        like = _like(f"chatcmpl-{streamed.job_id}", streamed.created_s, streamed.model)
+        self._chunks = Chunks(like, usage=streamed.usage)
 
     def begin(self) -> bytes:
         """The role of each choice."""
-        return b"".join([self._chunks.role(index) for index in range(len(self._open_calls))])
+        return b"".join(
+            [self._chunks.chunk(_role(index)) for index in range(len(self._open_calls))]
+        )
 
     def add(self, segment: Segment, pieces: Sequence[Piece]) -> bytes:
         """A chunk for each piece; the segment's log-probabilities are in the first."""
@@ -165,7 +141,9 @@ class ChatStream:
         """What was held back, then finish reasons and usage."""
         held = [choice for i, pieces in enumerate(rest) for choice in self._pieces(i, pieces)]
         whole = _decoder.decode(self._respond(answer))
-        return b"".join([self._chunks.chunk(choice) for choice in held]) + self._chunks.last(whole)
+        return b"".join([self._chunks.chunk(choice) for choice in held]) + _last(
+            self._chunks, whole
+        )
 
     def _pieces(self, index: int, pieces: Sequence[Piece]) -> Iterator[ChunkChoice]:
         for piece in pieces:
@@ -192,52 +170,39 @@ def call_delta(at: int, named: str, name: str) -> Delta:
     return Delta(tool_calls=(CallDelta(at, CallFunction("", name), named, "function"),))
 
 
-class _Chunks:
-    """What all chunks of a job share."""
+def _like(name: str, created_s: int, model: str) -> Chunk[ChunkChoice]:
+    return Chunk(id=name, object="chat.completion.chunk", created=created_s, model=model)
 
-    def __init__(self, name: str, created_s: int, model: str, *, usage: bool) -> None:
-        self._name, self._created_s, self._model, self._usage = name, created_s, model, usage
 
-    def chunk(self, choice: ChunkChoice, rollout: Raw | UnsetType = UNSET) -> bytes:
-        usage = None if self._usage else UNSET
-        return data(replace(self._chunk(usage), choices=(choice,), rollout=rollout))
+def _role(index: int) -> ChunkChoice:
+    return ChunkChoice(index, Delta(role="assistant", content=""))
 
-    def role(self, index: int) -> bytes:
-        return self.chunk(ChunkChoice(index, Delta(role="assistant", content="")))
 
-    def last(self, whole: Whole) -> bytes:
-        """Finish reasons, usage, and that it is done."""
-        *others, final = [
-            ChunkChoice(
-                choice.index,
-                finish_reason=choice.finish_reason,
-                stop_reason=choice.stop_reason,
-                rollout=choice.rollout,
-            )
-            for choice in whole.choices
-        ]
-        usage = data(self._chunk(whole.usage)) if self._usage else b""
-        ends = [*map(self.chunk, others), self.chunk(final, whole.rollout)]
-        return b"".join([*ends, usage, DONE])
-
-    def _chunk(self, usage: Raw | UnsetType | None) -> Chunk:
-        return Chunk(
-            id=self._name, created=self._created_s, model=self._model, choices=(), usage=usage
+def _last(chunks: Chunks[ChunkChoice], whole: Whole[WholeChoice]) -> bytes:
+    ends = [
+        ChunkChoice(
+            choice.index,
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            rollout=choice.rollout,
         )
+        for choice in whole.choices
+    ]
+    return chunks.last(ends, whole.usage, whole.rollout)
 
 
 def replay(body: bytes) -> bytes:
     """The frames of a whole response."""
     whole = _decoder.decode(body)
-    chunks = _Chunks(whole.id, whole.created, whole.model, usage=False)
-    frames = [chunks.role(choice.index) for choice in whole.choices]
+    chunks = Chunks(_like(whole.id, whole.created, whole.model), usage=False)
+    frames = [chunks.chunk(_role(choice.index)) for choice in whole.choices]
     for choice in whole.choices:
         deltas = list(_whole_deltas(choice.message)) or [Delta()]
         first = ChunkChoice(
             choice.index, deltas[0], logprobs=choice.logprobs, token_ids=choice.token_ids
         )
         frames += map(chunks.chunk, [first, *(ChunkChoice(choice.index, d) for d in deltas[1:])])
-    return b"".join([*frames, chunks.last(whole)])
+    return b"".join([*frames, _last(chunks, whole)])
 
 
 def _whole_deltas(message: WholeMessage) -> Iterator[Delta]:

@@ -17,8 +17,7 @@ from protocols.dialects.field import Report, Verdicts, ignored, refused
 from protocols.dialects.openai_body import TOKEN_IDS, Body, asked_of, stops_of, wants_usage
 from protocols.dialects.openai_completions_logprobs import ChoiceLogprobs, logprobs_of
 from protocols.dialects.openai_completions_stream import CompletionStream, replay
-from protocols.dialects.openai_error import error_body
-from protocols.dialects.openai_stream import error_frame
+from protocols.dialects.openai_error import OpenAIErrors
 from protocols.dialects.openai_tool import format_guide
 from protocols.dialects.openai_usage import Usage, usage_of
 from protocols.dialects.result import (
@@ -29,7 +28,7 @@ from protocols.dialects.result import (
     sample_result,
 )
 from protocols.dialects.sampling import TokenId, sample_params
-from protocols.errors import InvalidRequest, RolloutError, UnsupportedOption
+from protocols.errors import InvalidRequest, UnsupportedOption
 from protocols.rollout_state import RolloutState, TokenIds
 
 Prompt = str | list[TokenId | str | list[TokenId]]
@@ -78,7 +77,7 @@ _decoder = msgspec.json.Decoder(Request)
 _request = Verdicts(Request)
 
 
-class OpenAICompletions:
+class OpenAICompletions(OpenAIErrors):
     """The dialect."""
 
     name = "openai.completions"
@@ -134,18 +133,6 @@ class OpenAICompletions:
     def replay(self, body: bytes) -> bytes:
         """The frames of a whole response."""
         return replay(body)
-
-    def error_frame(self, body: bytes) -> bytes:
-        """The event that ends a stream which cannot go on."""
-        return error_frame(body)
-
-    def error(self, error: RolloutError, job_id: str) -> bytes:
-        """OpenAI's error body."""
-        return error_body(error)
-
-    def http_status(self, status: int) -> int:
-        """OpenAI's are ours."""
-        return status
 
 
 def _one_prompt(given: Prompt) -> str | TokenIds:

@@ -1,17 +1,14 @@
 """The frames of OpenAI's plain completions: text as it comes, a finish reason for each choice, usage, `[DONE]`."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
-from msgspec.structs import replace
 
 from protocols.dialects.base import Answer, Piece, Streamed
 from protocols.dialects.openai_body import TOKEN_IDS
 from protocols.dialects.openai_completions_logprobs import ChoiceLogprobs, Offsets, logprobs_of
-from protocols.dialects.openai_stream import part_of
-from protocols.dialects.sse import DONE, data
+from protocols.dialects.openai_stream import Chunk, Chunks, Whole, part_of, text_of
 from protocols.job import Segment
 
 
@@ -29,19 +26,6 @@ class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
     """Of one sample among several: its tokens, log-probabilities and policy versions."""
 
 
-class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One event."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: tuple[ChunkChoice, ...]
-    usage: Raw | UnsetType | None = UNSET
-    rollout: Raw | UnsetType = UNSET
-    """In the last chunk with a choice: what the whole response has under this name."""
-
-
 class WholeChoice(msgspec.Struct, frozen=True):
     """One sample in a whole response."""
 
@@ -54,18 +38,7 @@ class WholeChoice(msgspec.Struct, frozen=True):
     rollout: Raw | UnsetType = UNSET
 
 
-class Whole(msgspec.Struct, frozen=True):
-    """A whole response."""
-
-    id: str
-    created: int
-    model: str
-    choices: tuple[WholeChoice, ...]
-    usage: Raw
-    rollout: Raw
-
-
-_decoder = msgspec.json.Decoder(Whole)
+_decoder = msgspec.json.Decoder(Whole[WholeChoice])
 
 
 class CompletionStream:
@@ -78,9 +51,8 @@ class CompletionStream:
         self._streamed, self._respond = streamed, respond
         self._shows_ids = TOKEN_IDS in streamed.asked
         self._offsets = [Offsets() for _ in streamed.states]
-        self._chunks = _Chunks(
-            f"cmpl-{streamed.job_id}", streamed.created_s, streamed.model, usage=streamed.usage
-        )
+        like = _like(f"cmpl-{streamed.job_id}", streamed.created_s, streamed.model)
+        self._chunks = Chunks(like, usage=streamed.usage)
 
     def begin(self) -> bytes:
         """Nothing: the first chunk has text."""
@@ -88,7 +60,7 @@ class CompletionStream:
 
     def add(self, segment: Segment, pieces: Sequence[Piece]) -> bytes:
         """One chunk, where there is text or something was asked of each token."""
-        state, text = self._streamed.states[segment.index], _text(pieces)
+        state, text = self._streamed.states[segment.index], text_of(pieces)
         shown = state.sample_params.return_logprob
         if not (text or shown or self._shows_ids):
             return b""
@@ -106,53 +78,35 @@ class CompletionStream:
         held = [
             self._chunks.chunk(ChunkChoice(i, text))
             for i, pieces in enumerate(rest)
-            if (text := _text(pieces))
+            if (text := text_of(pieces))
         ]
-        return b"".join(held) + self._chunks.last(_decoder.decode(self._respond(answer)))
+        return b"".join(held) + _last(self._chunks, _decoder.decode(self._respond(answer)))
 
 
-class _Chunks:
-    """What all chunks of a job share."""
+def _like(name: str, created_s: int, model: str) -> Chunk[ChunkChoice]:
+    return Chunk(id=name, object="text_completion", created=created_s, model=model)
 
-    def __init__(self, name: str, created_s: int, model: str, *, usage: bool) -> None:
-        self._name, self._created_s, self._model, self._usage = name, created_s, model, usage
 
-    def chunk(self, choice: ChunkChoice, rollout: Raw | UnsetType = UNSET) -> bytes:
-        usage = None if self._usage else UNSET
-        return data(replace(self._chunk(usage), choices=(choice,), rollout=rollout))
-
-    def last(self, whole: Whole) -> bytes:
-        """Finish reasons, usage, and that it is done."""
-        *others, final = [
-            ChunkChoice(
-                choice.index,
-                "",
-                finish_reason=choice.finish_reason,
-                stop_reason=choice.stop_reason,
-                rollout=choice.rollout,
-            )
-            for choice in whole.choices
-        ]
-        usage = data(self._chunk(whole.usage)) if self._usage else b""
-        ends = [*map(self.chunk, others), self.chunk(final, whole.rollout)]
-        return b"".join([*ends, usage, DONE])
-
-    def _chunk(self, usage: Raw | UnsetType | None) -> Chunk:
-        return Chunk(
-            id=self._name, created=self._created_s, model=self._model, choices=(), usage=usage
+def _last(chunks: Chunks[ChunkChoice], whole: Whole[WholeChoice]) -> bytes:
+    ends = [
+        ChunkChoice(
+            choice.index,
+            "",
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            rollout=choice.rollout,
         )
+        for choice in whole.choices
+    ]
+    return chunks.last(ends, whole.usage, whole.rollout)
 
 
 def replay(body: bytes) -> bytes:
     """The frames of a whole response."""
     whole = _decoder.decode(body)
-    chunks = _Chunks(whole.id, whole.created, whole.model, usage=False)
+    chunks = Chunks(_like(whole.id, whole.created, whole.model), usage=False)
     texts = [
         ChunkChoice(choice.index, choice.text, choice.logprobs, token_ids=choice.token_ids)
         for choice in whole.choices
     ]
-    return b"".join([*map(chunks.chunk, texts), chunks.last(whole)])
-
-
-def _text(pieces: Sequence[Piece]) -> str:
-    return "".join([piece.text for piece in pieces])
+    return b"".join([*map(chunks.chunk, texts), _last(chunks, whole)])

@@ -3,6 +3,7 @@
 import msgspec
 
 from protocols.codec import encode_json
+from protocols.dialects.sse import raw_data
 from protocols.errors import NoLiveWorker, RolloutError
 
 TYPES = {429: "rate_limit_error"}
@@ -28,10 +29,21 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: Error
 
 
-def error_body(error: RolloutError) -> bytes:
-    """`{"error": {message, type, param, code}}`."""
-    code = CODES.get(error.code, error.code)
-    return encode_json(ErrorBody(Error(error.message, _type_of(error), error.param, code)))
+class OpenAIErrors:
+    """How the dialects of this family say what went wrong."""
+
+    def error(self, error: RolloutError, job_id: str) -> bytes:
+        """`{"error": {message, type, param, code}}`."""
+        code = CODES.get(error.code, error.code)
+        return encode_json(ErrorBody(Error(error.message, _type_of(error), error.param, code)))
+
+    def error_frame(self, body: bytes) -> bytes:
+        """The event that ends a stream which cannot go on: clients raise what they find under `error`."""
+        return raw_data(body)
+
+    def http_status(self, status: int) -> int:
+        """OpenAI's HTTP statuses are ours."""
+        return status
 
 
 def _type_of(error: RolloutError) -> str:

@@ -10,9 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from protocols.dialects.base import MAX_MESSAGES
-from protocols.dialects.field import Report, Verdicts, chosen, ignored, path, refused
+from protocols.dialects.field import Report, Verdicts, chosen, ignored, path, refused, wrong
 from protocols.dialects.picture import image_of
-from protocols.errors import InvalidRequest
 from protocols.message import Block, Image, Message, Text, Thinking, ToolResult, ToolUse
 
 Role = Literal["system", "user", "assistant"]
@@ -107,7 +106,7 @@ def messages_of(turns: list[Turn], report: Report) -> tuple[Message, ...]:
 def _message(turn: Turn, at: int, report: Report) -> Message:
     role = ROLES.get(turn.role)
     if role is None:
-        raise _wrong(f"Expected one of {', '.join(ROLES)}", "messages", at, "role")
+        raise wrong(f"Expected one of {', '.join(ROLES)}", "messages", at, "role")
     _turn.check(turn, report, "messages", at)
     if turn.role == "assistant":
         return Message(role, _spoken(turn, at, report))
@@ -115,20 +114,20 @@ def _message(turn: Turn, at: int, report: Report) -> Message:
     content = _content(turn, at, report)
     if turn.role == "tool":
         if turn.tool_call_id is None:
-            raise _wrong("required", "messages", at, "tool_call_id")
+            raise wrong("required", "messages", at, "tool_call_id")
         return Message(role, (ToolResult(turn.tool_call_id, content),))
     if not content:
-        raise _wrong("Expected a string or at least one part", "messages", at, "content")
+        raise wrong("Expected a string or at least one part", "messages", at, "content")
     return Message(role, content)
 
 
 def _expect_only(turn: Turn, at: int) -> None:
     """Raise InvalidRequest for what only other roles have."""
     if turn.tool_call_id is not None and turn.role != "tool":
-        raise _wrong("only messages of role 'tool' have it", "messages", at, "tool_call_id")
+        raise wrong("only messages of role 'tool' have it", "messages", at, "tool_call_id")
     for name in ASSISTANT_FIELDS:
         if getattr(turn, name):
-            raise _wrong("only messages of role 'assistant' have it", "messages", at, name)
+            raise wrong("only messages of role 'assistant' have it", "messages", at, name)
 
 
 def _spoken(turn: Turn, at: int, report: Report) -> tuple[Block, ...]:
@@ -147,7 +146,7 @@ def _spoken(turn: Turn, at: int, report: Report) -> tuple[Block, ...]:
     content = () if turn.content == "" and around else _content(turn, at, report)
     blocks = (*thinking, *content, *said, *[call for call in calls if call])
     if not blocks:
-        raise _wrong("Expected a string, at least one part or a call", "messages", at, "content")
+        raise wrong("Expected a string, at least one part or a call", "messages", at, "content")
     return blocks
 
 
@@ -157,7 +156,7 @@ def _call(call: Call, at: int, index: int, report: Report) -> ToolUse | None:
         report.refuse(path(*where, "type"), "only calls of type 'function' are supported")
         return None
     if call.function is None:
-        raise _wrong("required", *where, "function")
+        raise wrong("required", *where, "function")
     return ToolUse(call.id, call.function.name, call.function.arguments)
 
 
@@ -175,7 +174,7 @@ def _block(part: Part, report: Report, *at: str | int) -> Text | Image | None:
         case "text" | "refusal":
             text = part.text if part.type == "text" else part.refusal
             if text is None:
-                raise _wrong("required", *at, part.type)
+                raise wrong("required", *at, part.type)
             return Text(text)
         case "image_url":
             return _picture(part.image_url, report, *at, "image_url")
@@ -187,13 +186,8 @@ def _block(part: Part, report: Report, *at: str | int) -> Text | Image | None:
 
 def _picture(source: ImageUrl | str | None, report: Report, *at: str | int) -> Image:
     if source is None:
-        raise _wrong("required", *at)
+        raise wrong("required", *at)
     if isinstance(source, ImageUrl):
         _image.check(source, report, *at)
         source = source.url
     return image_of(source, path(*at))
-
-
-def _wrong(why: str, *at: str | int) -> InvalidRequest:
-    field = path(*at)
-    return InvalidRequest(f"`{field}`: {why}", param=field)
