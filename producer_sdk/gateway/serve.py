@@ -10,11 +10,13 @@ import uvicorn
 
 from producer_sdk.client import Client
 from producer_sdk.gateway.app import Gateway
+from producer_sdk.gateway.intake import HEAD_BYTES
 from producer_sdk.gateway.patience import Leaving
 from producer_sdk.gateway.settings import Settings
 from protocols.errors import ConfigError
 
-HEAD_BYTES = 64 * 1024
+PARSER_BYTES = 2 * HEAD_BYTES
+"""More, with the request line, is no head at all: the parser ends it, not we."""
 KEEP_ALIVE_S = 75
 AFTER_GRACE_S = 5
 """For last words, once the grace is over."""
@@ -75,7 +77,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                h11_max_incomplete_event_size=HEAD_BYTES,
+                h11_max_incomplete_event_size=PARSER_BYTES,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(settings.grace_s) + AFTER_GRACE_S,
                 backlog=BACKLOG,

@@ -1,9 +1,13 @@
 """The queue's fixtures for this folder, and the command."""
 
+from collections.abc import Callable
+
 import pytest
 
+from producer_sdk import Client
 from producer_sdk.cli import run
 from tests.command import Ran, Rolloutq
+from tests.http_door import Door, GatewayDoor, TransportDoor
 from tests.queue_fixtures import (
     broker,
     client,
@@ -15,6 +19,20 @@ from tests.queue_fixtures import (
     standing_pools,
     take,
 )
+from tests.servers import ServerKind
+
+
+@pytest.fixture(params=["transport", "gateway"])
+def door(
+    request: pytest.FixtureRequest,
+    client: Client,
+    server_kind: ServerKind,
+    standing_gateways: Callable[[ServerKind], str],
+) -> Door:
+    """The ways in for an unmodified client."""
+    if request.param == "transport":
+        return TransportDoor(client)
+    return GatewayDoor(standing_gateways(server_kind))
 
 
 @pytest.fixture

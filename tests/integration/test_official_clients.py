@@ -4,7 +4,6 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Callable
 from typing import Any
 
 import anthropic
@@ -13,9 +12,9 @@ import openai
 import pytest
 
 from producer_sdk import Client, anthropic_client, openai_client
-from tests.http_door import Door, GatewayDoor, TransportDoor
+from tests.http_door import Door
 from tests.pool_look import Look, wait_until
-from tests.servers import ServerKind, both_servers
+from tests.servers import both_servers
 
 LIMIT_S = 60
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -28,18 +27,6 @@ ERRORS: Any = (openai.APIStatusError, anthropic.APIStatusError)
 @pytest.fixture
 def pool(standing: str) -> str:
     return standing
-
-
-@pytest.fixture(params=["transport", "gateway"])
-def door(
-    request: pytest.FixtureRequest,
-    client: Client,
-    server_kind: ServerKind,
-    standing_gateways: Callable[[ServerKind], str],
-) -> Door:
-    if request.param == "transport":
-        return TransportDoor(client)
-    return GatewayDoor(standing_gateways(server_kind))
 
 
 def ask(

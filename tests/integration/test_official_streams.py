@@ -31,18 +31,6 @@ def pool(standing: str) -> str:
     return standing
 
 
-@pytest.fixture(params=["transport", "gateway"])
-def door(
-    request: pytest.FixtureRequest,
-    client: Client,
-    server_kind: ServerKind,
-    standing_gateways: Callable[[ServerKind], str],
-) -> Door:
-    if request.param == "transport":
-        return TransportDoor(client)
-    return GatewayDoor(standing_gateways(server_kind))
-
-
 class NewJobs:
     """The jobs that came since this was made."""
 
