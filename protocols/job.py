@@ -8,7 +8,14 @@ import msgspec
 
 from protocols import codec
 from protocols.errors import JobNotFound, RolloutError, error_of
-from protocols.rollout_state import FinishReason, Logprobs, RolloutState, Status, TokenIds
+from protocols.rollout_state import (
+    FinishReason,
+    Logprobs,
+    RolloutState,
+    RoutedExperts,
+    Status,
+    TokenIds,
+)
 
 Lane = Literal["high", "normal", "low"]
 """Jobs of a higher lane are read more often; none starves."""
@@ -63,6 +70,8 @@ class Segment(msgspec.Struct, frozen=True):
     """Stamped by the engine that held these weights when it drew the tokens."""
     finish_reason: FinishReason | None = None
     """Set on the sample's last segment."""
+    routed_experts: RoutedExperts | None = None
+    """Of the whole sample, on its last segment, where they were asked for. No part of a checkpoint."""
     frames: bytes = b""
     """Of a job that is streamed, what these tokens add to its frames; the first one begins them."""
 

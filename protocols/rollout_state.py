@@ -51,6 +51,19 @@ class Logprobs(Floats):
         return _from_bytes(cls(), data)
 
 
+class RoutedExperts(msgspec.Struct, frozen=True):
+    """Which experts each position went to, for a trainer that replays the routing.
+
+    `numpy.frombuffer(ids, "<u2").reshape(shape)` sees them without a copy.
+    """
+
+    shape: tuple[int, int, int]
+    """`(positions, layers, experts of a token)`; positions are those of prompt and response but the last, which the
+    model has drawn and not seen."""
+    ids: bytes
+    """Little-endian u16."""
+
+
 Numbers = TypeVar("Numbers", bound="array[int] | array[float]")
 
 
@@ -93,6 +106,8 @@ class SampleParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the dialect's response shows log-probabilities; the rollout state always has them."""
     top_logprobs: int = 0
     """Alternatives recorded for each token."""
+    return_routed_experts: bool = False
+    """Whether the rollout state has them; of a model that is a mixture of experts."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """`(token id, bias)`: added to the logits before anything else, -100 .. 100."""
     guide: Guide | None = None
@@ -168,6 +183,8 @@ class RolloutState(msgspec.Struct, frozen=True, omit_defaults=True):
     """`[response tokens x top_logprobs]`, likeliest first."""
     top_logprobs: Logprobs = msgspec.field(default_factory=Logprobs)
     """Log-probabilities of `top_ids`."""
+    routed_experts: RoutedExperts | None = None
+    """Where they were asked for; None where the sample was cut off, or was whole when an earlier attempt ended."""
     policy_versions: tuple[tuple[int, int], ...] = ()
     """`(version, start)` spans: the tokens from `start` on were produced by that policy version."""
     finish_reason: FinishReason | None = None

@@ -113,6 +113,9 @@ class Config(BaseSettings):
     prefix_caching: bool = Field(
         default=True, description="lmdeploy: keep the KV of common beginnings"
     )
+    routed_experts: bool = Field(
+        default=False, description="lmdeploy: let jobs ask which experts each position went to"
+    )
     gpus: str = Field(
         default="", description="as 0-7: one worker process for each --tp of these GPUs"
     )

@@ -8,6 +8,7 @@ from protocols.rollout_state import (
     FinishReason,
     Logprobs,
     RolloutState,
+    RoutedExperts,
     SampleParams,
     Status,
     TokenIds,
@@ -33,6 +34,7 @@ class Sample:
         self.ids, self.logprobs = TokenIds(), Logprobs()
         self.top_ids, self.top_logprobs = TokenIds(), Logprobs()
         self.versions: list[tuple[int, int]] = []
+        self.routed_experts: RoutedExperts | None = None
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
 
@@ -51,6 +53,7 @@ class Sample:
         self.logprobs.extend(segment.logprobs[:kept])
         # last: the lease keeper's thread reads a checkpoint as far as there are ids
         self.ids.extend(segment.token_ids[:kept])
+        self.routed_experts = segment.routed_experts
         self.finish_reason = "stop" if stopped else segment.finish_reason
         if self.finish_reason == "stop" and not stopped and self.ids:
             last = self.ids[-1]
@@ -94,6 +97,7 @@ class Sample:
             logprobs=self.logprobs,
             top_ids=self.top_ids,
             top_logprobs=self.top_logprobs,
+            routed_experts=self.routed_experts,
             policy_versions=tuple(self.versions),
             finish_reason="tool_calls" if called else self.finish_reason or "abort",
             stop_reason=self.stop_reason,

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from protocols.codec import encode_json, parse_json
 from protocols.dialects.base import Answer, Name, Normal, Options, Streamed
 from protocols.dialects.choice import Offer
-from protocols.dialects.field import Report, Verdicts, ignored, withheld
+from protocols.dialects.field import Report, Verdicts, ignored
 from protocols.dialects.generate_stream import GenerateStream, replay
 from protocols.dialects.openai_call import ToolCall, calls_of
 from protocols.dialects.openai_error import OpenAIErrors
@@ -55,7 +55,6 @@ class Params(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stream: bool | None = None
     return_token_ids: Annotated[object, ignored(True)] = None
     """They are what this dialect is for."""
-    return_routed_experts: Annotated[object, withheld(False)] = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -47,7 +47,6 @@ class Body(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prompt_logprobs: Annotated[object, withheld()] = None
     logprob_token_ids: Annotated[object, withheld([])] = None
     return_tokens_as_token_ids: Annotated[object, withheld(False)] = None
-    return_routed_experts: Annotated[object, withheld(False)] = None
     return_hidden_states: Annotated[object, withheld(False)] = None
 
     min_p: Annotated[object, refused(0)] = None

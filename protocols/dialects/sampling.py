@@ -59,6 +59,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     no_stop_trim: bool | None = None
     skip_special_tokens: bool | None = None
     logit_bias: Biases | None = None
+    return_routed_experts: bool | None = None
     spaces_between_special_tokens: Annotated[object, ignored(False)] = None
 
 
@@ -108,6 +109,7 @@ def sample_params(
         skip_special_tokens=given.skip_special_tokens is not False,
         return_logprob=return_logprob,
         top_logprobs=top_logprobs or 0,
+        return_routed_experts=bool(given.return_routed_experts),
         logit_bias=tuple(sorted((given.logit_bias or {}).items())),
         guide=guide,
         sampling_seed=None if sampling_seed is None else sampling_seed & SEED_MASK,

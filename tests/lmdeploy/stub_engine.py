@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from lmdeploy.messages import EngineOutput, RequestMetrics, ResponseType, ScheduleMetrics
@@ -21,8 +22,15 @@ Fault = Literal[
 ]
 AT_TOKEN = 3
 POISON = 300
-PROMPT_TOKENS = 3
 """Faults are of prompts that begin with this id."""
+PROMPT_TOKENS = 3
+LAYERS, EXPERTS = 2, 3
+
+
+def experts(positions: int) -> "np.ndarray[Any, np.dtype[np.uint16]]":
+    """Where so many positions went, all other numbers: `[positions, LAYERS, EXPERTS]`."""
+    size = positions * LAYERS * EXPERTS
+    return np.arange(300, 300 + size, dtype=np.uint16).reshape(positions, LAYERS, EXPERTS)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, fault: Fault | None) -> None:
@@ -116,6 +124,11 @@ class StubInstance(EngineInstanceBase):
                     [first + drawn],
                     logprobs=None if fault == "no logprobs" else [{first + drawn: -1.0}],
                     req_metrics=RequestMetrics(),
+                    routed_experts=(
+                        experts(len(input_ids) + drawn)
+                        if last and gen_config.return_routed_experts
+                        else None
+                    ),
                 )
         finally:
             await self.async_end(session_id)

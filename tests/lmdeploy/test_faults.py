@@ -39,13 +39,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
-def made(model: Path) -> LMDeployEngine:
-    return LMDeployEngine(Settings(model=str(model), slots=4, stall_s=STALL_S))
+def made(model: Path, *, routed_experts: bool = False) -> LMDeployEngine:
+    return LMDeployEngine(
+        Settings(model=str(model), slots=4, stall_s=STALL_S, routed_experts=routed_experts)
+    )
 
 
 @asynccontextmanager
-async def running(model: Path) -> AsyncGenerator[LMDeployEngine]:
-    engine = made(model)
+async def running(model: Path, *, routed_experts: bool = False) -> AsyncGenerator[LMDeployEngine]:
+    engine = made(model, routed_experts=routed_experts)
     await engine.start()
     try:
         yield engine
@@ -162,7 +164,7 @@ def body(prompt: list[int]) -> dict[str, object]:
 
 @asynccontextmanager
 async def serving(
-    model: Path, url: str, pool: str, worker_id: str
+    model: Path, url: str, pool: str, worker_id: str, *, routed_experts: bool = False
 ) -> AsyncGenerator["asyncio.Task[None]"]:
     config = Config(
         url=url,
@@ -174,7 +176,7 @@ async def serving(
         grace_s=0,
         slots=4,
     )
-    service = Service(config, made(model))
+    service = Service(config, made(model, routed_experts=routed_experts))
     task = asyncio.create_task(service.run())
     try:
         yield task

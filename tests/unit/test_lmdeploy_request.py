@@ -37,6 +37,7 @@ def test_every_parameter_that_lmdeploy_would_choose_is_set() -> None:
         "ignore_eos": False,
         "skip_special_tokens": False,
         "spaces_between_special_tokens": False,
+        "return_routed_experts": False,
         "include_stop_str_in_output": True,
     }
 

@@ -46,7 +46,9 @@ from worker.engines.weights import (
 END, SYSTEM, USER, ASSISTANT, CLOSE, TOOL = 256, 257, 258, 259, 260, 261
 VOCABULARY = 262
 CONTEXT_TOKENS = 131_072
-CAPABILITIES = frozenset({*SampleParams.__struct_fields__, "script", "offload", "update_weights"})
+CAPABILITIES = frozenset(
+    {*SampleParams.__struct_fields__, "script", "offload", "update_weights"}
+) - {"return_routed_experts"}
 _ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": TOOL}
 _SPECIAL = {
     END: b"<|end|>",

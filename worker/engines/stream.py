@@ -128,4 +128,5 @@ def _merged(run: Sequence[Segment]) -> Segment:
         top_ids=top_ids,
         top_logprobs=top_logprobs,
         finish_reason=run[-1].finish_reason,
+        routed_experts=run[-1].routed_experts,
     )

@@ -19,6 +19,9 @@ Limits, beside those of the hardware:
   anything is touched; should lmdeploy fail while it copies them, the old ones are lost, and the worker leaves. An
   update of loaded weights moves these to host memory first, which holds both for a while.
 - Loading the model holds the event loop up, so a worker that starts says that it is stuck.
+- `return_routed_experts` wants a mixture of experts on the PyTorch backend, and `--routed-experts`. The experts come
+  with a sample's end, so `stops` beside it is refused: lmdeploy does not know when a text ends. A sample that goes on
+  after kept tokens has those of the weights that forwarded them again.
 - TurboMind (`--backend turbomind`) is passed through and needs a GPU to be tried. Its weights cannot be moved or
   replaced, `repetition_penalty`, `logit_bias` and guides are refused, since it calls no processors of logits, and it is
   not known to give log-probabilities before temperature, top-k and top-p: where these matter, use the PyTorch backend,
@@ -56,6 +59,7 @@ def build(config: Config) -> LMDeployEngine:
             context_tokens=config.context_tokens,
             cache_ratio=config.cache_ratio,
             prefix_caching=config.prefix_caching,
+            routed_experts=config.routed_experts,
             policy_version=config.policy_version,
         )
     )

@@ -18,6 +18,7 @@ from .request import Room, Wanted, ended_by, kept_of, wanted
 
 BLOCK_TOKENS = 64
 """lmdeploy's prefix cache has whole blocks of so many."""
+_ENDED = "the lmdeploy engine ended before the sample did; another worker can take the job"
 
 
 class Sample:
@@ -66,6 +67,7 @@ class Sample:
             top_logprobs=Logprobs(logprob for row in top for _, logprob in row),
             policy_version=policy_version,
             finish_reason=drawn.finish_reason,
+            routed_experts=drawn.routed_experts,
         )
         self.tokens += len(drawn.token_ids)
         self.ended = self.ended or drawn.finish_reason is not None
@@ -90,6 +92,7 @@ class Drawer:
         self._tasks: dict[asyncio.Task[None], Sample] = {}
         self._aborts: set[asyncio.Task[None]] = set()
         self._forwarded_tokens = self._generated_tokens = 0
+        self._closing = False
 
     def begin(self, call: Call, room: Room) -> SegmentStream:
         """The stream of a call that `room` has checked."""
@@ -148,7 +151,9 @@ class Drawer:
 
     async def close(self) -> None:
         """End everything; streams that are open fail."""
-        await cancel(*self._tasks, *self._aborts)  # again and again: lmdeploy swallows some
+        # not by cancelling alone: lmdeploy swallows some, and would draw on until the next
+        self._closing = True
+        await cancel(*self._tasks, *self._aborts)
 
     def _give_up(self, sample: Sample) -> None:
         sample.ended = True
@@ -158,9 +163,7 @@ class Drawer:
             abort.add_done_callback(self._aborts.discard)
 
     async def _see_through(self, sample: Sample, stream: SegmentStream) -> None:
-        failure: RolloutError = EngineFailed(
-            "the lmdeploy engine ended before the sample did; another worker can take the job"
-        )
+        failure: RolloutError = EngineFailed(_ENDED)
         try:
             if sample.call.params.guide is not None:
                 sample.matcher = await self._guides.matcher(sample.call, sample.index)
@@ -186,6 +189,8 @@ class Drawer:
                 sample.input_ids, sample.wanted, sample.processors(), sample.matcher
             )
             async for drawn in drawing:
+                if self._closing:
+                    raise EngineFailed(_ENDED)
                 self._count(sample, drawn)
                 sample.begun.set()
                 if sample.matcher is not None and sample.matcher.failure is not None:

@@ -58,8 +58,14 @@ SAMPLING = frozenset(
         "sampling_seed",
     }
 )
-CAPABILITIES = SAMPLING | {"logit_bias", "guide", "offload", "update_weights"}
-"""Of the PyTorch backend on one GPU; `capabilities` says what is left with other settings."""
+CAPABILITIES = SAMPLING | {
+    "logit_bias",
+    "guide",
+    "return_routed_experts",
+    "offload",
+    "update_weights",
+}
+"""Of the PyTorch backend on one GPU, told to keep routed experts; `capabilities` says what other settings leave."""
 
 
 class _Running(msgspec.Struct, frozen=True):
@@ -284,4 +290,6 @@ def capabilities(settings: Settings) -> frozenset[str]:
     """What lmdeploy honours with these settings."""
     if settings.backend != "pytorch":
         return SAMPLING - {"repetition_penalty"}
-    return CAPABILITIES - {"update_weights", "guide"} if settings.several_gpus else CAPABILITIES
+    unkept = frozenset[str]() if settings.routed_experts else {"return_routed_experts"}
+    unshared = {"update_weights", "guide"} if settings.several_gpus else frozenset[str]()
+    return CAPABILITIES - unkept - unshared

@@ -18,6 +18,7 @@ from protocols.errors import (
     RolloutError,
     UnsupportedOption,
 )
+from protocols.rollout_state import RoutedExperts
 
 from .guidance import GUIDED, Guidance
 from .request import Wanted
@@ -49,6 +50,8 @@ class Drawn(msgspec.Struct, frozen=True):
     finish_reason: Literal["stop", "length"] | None
     cached_tokens: int
     """Of the prompt, found in the prefix cache."""
+    routed_experts: RoutedExperts | None = None
+    """Of the whole sample, with its finish reason."""
 
 
 class Pipeline:
@@ -204,7 +207,15 @@ def _drawn(out: Out) -> Drawn:
         logprobs=logprobs,
         finish_reason=cast("Literal['stop', 'length'] | None", finish_reason),
         cached_tokens=out.cached_tokens,
+        routed_experts=_experts(out.routed_experts) if finish_reason else None,
     )
+
+
+def _experts(found: Any) -> RoutedExperts | None:  # noqa: ANN401 - a numpy array
+    if found is None:
+        return None
+    positions, layers, each = found.shape
+    return RoutedExperts((positions, layers, each), found.astype("<u2", copy=False).tobytes())
 
 
 def _classified(error: Any) -> RolloutError:  # noqa: ANN401 - lmdeploy's RequestError

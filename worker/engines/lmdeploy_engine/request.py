@@ -33,6 +33,7 @@ class Wanted(msgspec.Struct, frozen=True):
     ignore_eos: bool = False
     skip_special_tokens: bool = False
     spaces_between_special_tokens: bool = False
+    return_routed_experts: bool = False
     include_stop_str_in_output: bool = True
     """Otherwise the stop token and its log-probability were lost."""
 
@@ -61,6 +62,12 @@ class Room(msgspec.Struct, frozen=True):
                 f"are below {self.vocabulary}"
             )
         check_bias(call.params, self.vocabulary)
+        if call.params.return_routed_experts and call.params.stops:
+            raise UnsupportedOption(
+                "`return_routed_experts`: not beside `stops`, whose samples lmdeploy does not end itself; use "
+                "`stop_token_ids`",
+                param="return_routed_experts",
+            )
         if call.params.temperature > HOTTEST:
             raise UnsupportedOption(
                 f"`temperature`: {call.params.temperature}; lmdeploy takes at most {HOTTEST:g}",
@@ -99,5 +106,6 @@ def wanted(call: Call, index: int, kept_tokens: int, room: Room) -> Wanted:
         top_k=1 if greedy else params.top_k,
         random_seed=((params.sampling_seed or 0) + index) % 2**64,
         logprobs=max(1, params.top_logprobs),
+        return_routed_experts=params.return_routed_experts,
         stop_token_ids=sorted(room.stop_ids.union(params.stop_token_ids)),
     )

@@ -27,6 +27,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Of the GPU memory that the weights leave, the share for keys and values."""
     prefix_caching: bool = True
     """Whether the keys and values of common beginnings are kept and shared."""
+    routed_experts: bool = False
+    """Whether jobs may ask which experts each position went to; lmdeploy keeps them then."""
     policy_version: int = 0
     """Of the weights that it starts with."""
     stall_s: float = 120.0

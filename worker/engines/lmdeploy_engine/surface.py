@@ -25,6 +25,8 @@ class Out(Protocol):
     logprobs: list[dict[int, float]] | None
     finish_reason: str | None
     cached_tokens: int
+    routed_experts: Any
+    """`[positions, layers, experts of a token]`, a numpy array of u16, on the last."""
 
 
 class EngineSession(Protocol):
@@ -159,7 +161,11 @@ def open_engine(settings: Settings, directory: Path) -> AsyncEngine:
         # below that it tells of every step, prompts included
         logging.getLogger("lmdeploy").setLevel(logging.WARNING)
         if settings.backend == "pytorch":
-            config = named.PytorchEngineConfig(**common, logprobs_mode="raw_logprobs")
+            config = named.PytorchEngineConfig(
+                **common,
+                logprobs_mode="raw_logprobs",
+                enable_return_routed_experts=settings.routed_experts,
+            )
         else:
             config = named.TurbomindEngineConfig(**common)
         made = cast("Any", serving).AsyncEngine(
