@@ -70,10 +70,10 @@ class Segment(msgspec.Struct, frozen=True):
     """Stamped by the engine that held these weights when it drew the tokens."""
     finish_reason: FinishReason | None = None
     """Set on the sample's last segment."""
-    routed_experts: RoutedExperts | None = None
-    """Of the whole sample, on its last segment, where they were asked for. No part of a checkpoint."""
     frames: bytes = b""
     """Of a job that is streamed, what these tokens add to its frames; the first one begins them."""
+    routed_experts: RoutedExperts | None = None
+    """Of the whole sample, on its last segment, where they were asked for. No part of a checkpoint."""
 
 
 class JobStatus(StrEnum):
