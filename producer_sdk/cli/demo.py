@@ -27,7 +27,8 @@ STRUCK_TOKENS = 32
 """Of the story are kept before the blow, so that it is seen that they are not generated again."""
 STRIKE_POLL_S = 0.05
 WORKERS = ("anna", "bert")
-FLAGS = {"slots": "8", "lease-s": "4", "grace-s": "1"}
+FLAGS = {"slots": "8", "lease-s": "4", "grace-s": "1", "checkpoint-tokens": str(STRUCK_TOKENS)}
+"""With a checkpoint as soon as there are so many tokens, the shorter jobs are still under way at the blow."""
 
 
 @dataclass(frozen=True)
