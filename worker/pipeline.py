@@ -198,7 +198,9 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: 
     dialect = dialect_of(job.protocol)
     normal = heard(dialect.normalize(job.body), engine)
     check(normal, engine, pool)
-    thread = await thread_of(job.session or normal.options.session, normal.state, recall)
+    thread = await thread_of(
+        attempt.lease, job.session or normal.options.session, normal.state, recall
+    )
     prompt, call = await render(normal, job, engine, thread)
     attempt.prompt = prompt
     if normal.counts or call.params.max_tokens == 0:
