@@ -253,11 +253,12 @@ def _answer(
         asked=normal.asked,
     )
     versions = [version for state in states for version, _ in state.policy_versions]
+    body = dialect.respond(answer)
     segments, frames = (
-        checkpoint.rest(answer) if isinstance(checkpoint, StreamedCheckpoint) else ((), b"")
+        checkpoint.rest(body) if isinstance(checkpoint, StreamedCheckpoint) else ((), b"")
     )
     return Completed(
-        body=dialect.respond(answer),
+        body=body,
         state=codec.pack_states(states),
         policy_version=max(versions, default=engine.policy_version),
         oldest_version=min(versions, default=engine.policy_version),
