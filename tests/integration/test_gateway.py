@@ -114,6 +114,27 @@ def test_keys_open_what_they_are_for(serve: Serve, start_gateway: StartGateway) 
         assert admin.post("/pause").status_code == admin.post("/continue").status_code == 200
 
 
+def test_a_named_job_is_told_to_whoever_sends_its_very_body_and_nothing_of_it_to_others(
+    serve: Serve, start_gateway: StartGateway
+) -> None:
+    serve()
+    gateway = start_gateway(**KEYS)
+    with http(gateway, USER) as one, http(gateway, "other-key-of-16-more") as other:
+
+        def ask(who: httpx2.Client, said: str, **headers: str) -> httpx2.Response:
+            body = {"messages": [{"role": "user", "content": said}]}
+            return who.post("/v1/chat/completions", json=body, headers=headers)
+
+        named = {"x-rollout-job-id": "mine"}
+        first = ask(one, "the secret", **named)
+        assert ask(other, "the secret", **named).content == first.content
+        refused = ask(other, "another body", **named)
+        assert (refused.status_code, "secret" in refused.text) == (409, False)
+        key = {"idempotency-key": "1"}
+        ids = {ask(who, "hello", **key).headers["x-request-id"] for who in (one, one, other)}
+        assert len(ids) == 2
+
+
 def test_a_missing_key_is_told_in_the_shape_of_the_route(start_gateway: StartGateway) -> None:
     gateway = start_gateway(**KEYS)
     with http(gateway, "wrong-key-of-16-letters") as ask:
