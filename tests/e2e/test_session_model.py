@@ -25,8 +25,14 @@ SESSION = "agent"
 TOOL = {
     "name": "get_weather",
     "description": "Get the weather of a city.",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
 }
+CALL_ONCE = {"type": "any", "disable_parallel_tool_use": True}
 CITIES = ("Paris", "Rome", "Oslo", "Bern", "Riga")
 USED: list[dict[str, Any]] = [
     {"role": "user", "content": "What is the weather in Lima?"},
@@ -68,8 +74,9 @@ async def converse(
                 messages=messages,
                 max_tokens=most_tokens if turn % 2 else most_tokens // 2,
                 tools=[TOOL],
-                tool_choice={"type": "any" if turn % 2 else "auto"},
-                extra_headers={"X-Session-ID": SESSION},
+                tool_choice=CALL_ONCE if turn % 2 else {"type": "auto"},
+                # the id gives the seed: every run draws the same
+                extra_headers={"X-Session-ID": SESSION, "x-rollout-job-id": f"turn-{turn}"},
                 extra_body={"temperature": 0.9},
             )
             reply = await client.get(message._request_id)
