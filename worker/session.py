@@ -72,7 +72,7 @@ async def thread_of(
             "a turn that is gone; submit it under another id",
             param="session",
         )
-    if known.full:
+    if known.full and not lease.kept:  # what was begun in time is kept
         raise InvalidRequest(
             f"`session`: {session[:80]!r} has {known.turns} turns of {known.bytes} bytes, and takes at most "
             f"{SESSION_TURNS} of {SESSION_BYTES}; release it, or go on in another",

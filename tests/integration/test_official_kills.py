@@ -12,7 +12,7 @@ from tests.pool_look import Look, wait_until
 from tests.queue_fixtures import Serve
 
 TEXT = "Es war einmal, 从前有座山, once upon a time: " * 4
-KILLED_AT_TOKENS = (1, 7, 20, 45, 110)
+KILLED_AT_TOKENS = (1, 7, 20, 45, 90)
 LEASE_S, LIMIT_S = 0.9, 60
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from protocols import codec
-from protocols.errors import InvalidRequest
+from protocols.errors import InvalidRequest, SessionReleased
+from protocols.job import Segment
 from protocols.message import (
     Block,
     Message,
@@ -216,6 +218,14 @@ async def test_a_full_session_is_refused_before_any_work() -> None:
     full = recalling(Recalled(turns=SESSION_TURNS), [])
     with pytest.raises(InvalidRequest, match=r"'s' has 4096 turns .* release it"):
         await thread_of(LEASE, "s", asked(QUESTION), full)
+    kept = Segment(0, 0, TokenIds([7]), Logprobs([-1.0]), TokenIds(), Logprobs(), 0)
+    assert await thread_of(replace(LEASE, kept=(kept,)), "s", asked(QUESTION), full)
+
+
+async def test_tokens_whose_turn_is_gone_are_given_up() -> None:
+    gone = recalling(Recalled(gone=True), [])
+    with pytest.raises(SessionReleased, match=r"'s' was released while job j9 was generated"):
+        await thread_of(LEASE, "s", asked(QUESTION), gone)
 
 
 def test_what_a_session_keeps_of_an_answer_is_only_what_is_new() -> None:
