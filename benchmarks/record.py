@@ -18,9 +18,10 @@ def write(path: Path, figures: dict[str, Any]) -> None:
 
 
 def _commit() -> str:
-    """Of the tree as it is; `+` where there is more in it than was committed."""
+    """Of the tree as it is; `+` where there is more in it than was committed, figures aside."""
     commit = _said("git", "rev-parse", "--short=12", "HEAD")
-    changed = _said("git", "status", "--porcelain", "--untracked-files=no")
+    apart = ("--", ".", ":!benchmarks/results")
+    changed = _said("git", "status", "--porcelain", "--untracked-files=no", *apart)
     return commit + "+" * bool(changed)
 
 
