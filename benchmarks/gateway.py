@@ -1,6 +1,6 @@
 """What the doors for official clients cost beside `Client.submit`, and what a gateway holds under many streams.
 
-    python benchmarks/gateway.py [--server redis-server] [--streams 2000] [--waves 3] [--requests 200] [--json]
+    python benchmarks/gateway.py [--server redis-server] [--streams 2000] [--waves 3] [--requests 200] [--json FILE]
 
 Latency: one request at a time, the three ways taking turns; medians, and what each adds to `submit`.
 Streams: waves of concurrent streams over one gateway process; every one is compared with the text that it should
@@ -27,6 +27,7 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import record
 from producer_sdk import Client
 from protocols.errors import RolloutError
 
@@ -227,7 +228,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=2000)
     parser.add_argument("--waves", type=int, default=3)
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, help="a file for the figures, with machine and commit")
     options = parser.parse_args()
     with ExitStack() as block:
         url, port, pid = started(options, block)
@@ -245,7 +246,8 @@ def main() -> int:
             waves.append(asyncio.run(wave(port, pid, options.streams)))
             print(f"  wave {number + 1}: {_told(waves[-1], options.streams)}", flush=True)
     if options.json:
-        print(json.dumps({"p50_ms": p50_ms, "waves": [one._asdict() for one in waves]}))
+        figures = {"streams": options.streams, "requests": options.requests, "p50_ms": p50_ms}
+        record.write(options.json, {**figures, "waves": [one._asdict() for one in waves]})
     return 0 if all(one.complete == options.streams for one in waves) else 1
 
 

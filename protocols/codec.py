@@ -93,13 +93,17 @@ def unpack_states(packed: bytes) -> tuple[RolloutState, ...]:
 
 
 def pack_node(node: Node) -> bytes:
-    """What a session keeps of one response."""
-    return _pack.encode(node)
+    """What a session keeps of one response: `<bytes of what follows>:`, the node, then its log-probabilities."""
+    bare = _pack.encode(msgspec.structs.replace(node, logprobs=Logprobs()))
+    return b"%d:%b%b" % (len(bare), bare, pack_numbers(node.logprobs))
 
 
 def unpack_node(packed: bytes) -> Node:
-    """What `pack_node` packed."""
-    return _unpack_node.decode(packed)
+    """What `pack_node` packed; without log-probabilities where these were left out."""
+    told, _, rest = packed.partition(b":")
+    bare, logprobs = rest[: int(told)], rest[int(told) :]
+    node = _unpack_node.decode(bare)
+    return msgspec.structs.replace(node, logprobs=Logprobs.from_bytes(logprobs))
 
 
 def encode_json(value: object) -> bytes:

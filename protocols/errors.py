@@ -14,6 +14,7 @@
     │   ├── Aborted                 503  a pause in mode `abort` ended it
     │   ├── DeadlineExceeded        504  its deadline passed
     │   ├── StalenessExceeded       410  its tokens fell too far behind the wanted policy version
+    │   ├── SessionReleased         410  its tokens go on from a turn that its session has no more
     │   ├── EngineFailed            500  the engine raised while it generated
     │   └── WorkerLost              500  its workers died too often
     ├── QueueError              the queue did not take or find the job
@@ -156,6 +157,13 @@ class StalenessExceeded(JobError):
     """The job's tokens fell behind the wanted policy version by more than its `max_staleness`."""
 
     code = "staleness_exceeded"
+    http_status = 410
+
+
+class SessionReleased(JobError):
+    """Earlier attempts' tokens go on from a turn that its session has no more."""
+
+    code = "session_released"
     http_status = 410
 
 

@@ -82,7 +82,10 @@ class Recalled(msgspec.Struct, frozen=True):
     bytes: int = 0
     """That its nodes take."""
     path: tuple[tuple[str, Node], ...] = ()
-    """`(rollout id, node)` from a root to the longest beginning that it knows; empty where it knows none."""
+    """`(rollout id, node)` from a root to the longest beginning that it knows; empty where it knows none; without
+    log-probabilities."""
+    gone: bool = False
+    """Whether the job has tokens that go on from a turn which is not there any more."""
 
     @property
     def full(self) -> bool:

@@ -116,7 +116,7 @@ PUBLISH rollout:bell:default x
         + NO_OPERATORS_RIGHT
         + """
 HSET P:session:mine turns 1
-FCALL rolloutq_recall 1 P mine
+FCALL rolloutq_recall 1 P mine 1:n s
 UNLINK P:reply:raw-1
 HSET P backlog 1
 HSET P:desired gate closed
@@ -150,7 +150,7 @@ FCALL rolloutq_finish 1 P of-another 1:n completed 200 '' {} '' '' '' '' 0 0 '' 
         "may": """
 FCALL rolloutq_sweep 1 P 10 3 0 1000
 FCALL rolloutq_take 1 P nobody n 0 1000 0 0
-FCALL rolloutq_recall 1 P mine mark
+FCALL rolloutq_recall 1 P mine 1:n s mark
 FCALL rolloutq_hear 1 P ping 0-0 ping
 XGROUP CREATE P:jobs:high workers 0
 XGROUP SETID P:jobs:high bell $

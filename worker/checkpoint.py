@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from protocols.dialects.base import Answer
 from protocols.errors import EngineFailed
 from protocols.job import Segment
 from protocols.queue.rows import segment_bytes
@@ -119,12 +118,15 @@ class StreamedCheckpoint(Checkpoint):
                 return []
             return portion(self._unwritten)
 
-    def rest(self, answer: Answer) -> tuple[list[Segment], bytes]:
-        """All that the server may lack, and the last frames; nothing is carried by renewals from then on."""
+    def rest(self, body: bytes) -> tuple[list[Segment], bytes]:
+        """All that the server may lack, and the last frames; nothing is carried by renewals from then on.
+
+        `body` is the whole response.
+        """
         with self._cutting:
             self._cut_new()
             self._ended = True
-            return self._unwritten[:], self._framer.end(answer)
+            return self._unwritten[:], self._framer.end(body)
 
     def written(self, segments: Sequence[Segment]) -> None:
         """The server has these."""
@@ -164,7 +166,7 @@ class _Broken(Framer):
     def add(self, segment: Segment) -> Segment:
         raise EngineFailed("the worker broke on this job's stream; its log tells why")
 
-    def end(self, answer: Answer) -> bytes:
+    def end(self, body: bytes) -> bytes:
         raise EngineFailed("the worker broke on this job's stream; its log tells why")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from protocols.dialects.base import Answer, Stream
+from protocols.dialects.base import Stream
 from protocols.job import Segment
 from worker.parse import Sample
 
@@ -38,10 +38,10 @@ class Framer:
         pieces = self._views[segment.index].feed(segment.token_ids)
         return replace(segment, frames=begin + self._stream.add(segment, pieces))
 
-    def end(self, answer: Answer) -> bytes:
-        """What comes after the last segment."""
+    def end(self, body: bytes) -> bytes:
+        """What comes after the last segment; `body` is the whole response."""
         begin = self._begin()
-        return begin + self._stream.end(answer, [view.end() for view in self._views])
+        return begin + self._stream.end(body, [view.end() for view in self._views])
 
     def _begin(self) -> bytes:
         if self._begun:

@@ -198,7 +198,9 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: 
     dialect = dialect_of(job.protocol)
     normal = heard(dialect.normalize(job.body), engine)
     check(normal, engine, pool)
-    thread = await thread_of(job.session or normal.options.session, normal.state, recall)
+    thread = await thread_of(
+        attempt.lease, job.session or normal.options.session, normal.state, recall
+    )
     prompt, call = await render(normal, job, engine, thread)
     attempt.prompt = prompt
     if normal.counts or call.params.max_tokens == 0:
@@ -251,11 +253,12 @@ def _answer(
         asked=normal.asked,
     )
     versions = [version for state in states for version, _ in state.policy_versions]
+    body = dialect.respond(answer)
     segments, frames = (
-        checkpoint.rest(answer) if isinstance(checkpoint, StreamedCheckpoint) else ((), b"")
+        checkpoint.rest(body) if isinstance(checkpoint, StreamedCheckpoint) else ((), b"")
     )
     return Completed(
-        body=dialect.respond(answer),
+        body=body,
         state=codec.pack_states(states),
         policy_version=max(versions, default=engine.policy_version),
         oldest_version=min(versions, default=engine.policy_version),

@@ -8,19 +8,19 @@ from functools import partial
 from msgspec.structs import replace
 
 from protocols.dialects.base import Normal
+from protocols.dialects.field import Report
 from protocols.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedOption
 from protocols.job import Job
 from protocols.message import Block, Image, Message, Reasoning, Text, Thinking, ToolResult, ToolUse
 from protocols.rollout_state import RolloutState, SampleParams, SessionPlace, TokenIds
 from worker.engines.base import Call, Engine, Tokenizer, Turn, TurnTool
+from worker.engines.opening import opening_of
 from worker.regions import PLAIN, Reading
 from worker.session import Thread, placed, shown_tools
 from worker.turns import images_of, options_of, tools_of, turns_of
 
 THREAD_BYTES = 64 * 1024
 """A longer prompt is tokenized beside the event loop."""
-END_TOKENS = 32
-"""A prompt that opens the thinking ends with that, within so many tokens."""
 _NEUTRAL = SampleParams()
 
 
@@ -56,11 +56,16 @@ def check(normal: Normal, engine: Engine, pool: str) -> None:
 
 
 def heard(normal: Normal, engine: Engine) -> Normal:
-    """With `ignored` as it is for this engine: a chat template may have no switch for thinking."""
+    """With `ignored` as it is for this engine: a chat template may have no switch for thinking.
+
+    Raises UnsupportedOption where the request wants to know.
+    """
     wanted = options_of(normal.state.reasoning)
     if not wanted or not wanted.keys().isdisjoint(engine.tokenizer.template.options):
         return normal
-    return replace(normal, ignored=(*normal.ignored, "reasoning"))
+    report = Report(normal.options.unsupported)
+    report.ignore("reasoning", "the chat template of this model has no switch for it")
+    return replace(normal, ignored=(*normal.ignored, *report.noted))
 
 
 async def render(
@@ -104,15 +109,7 @@ def reading_of(state: RolloutState, tokenizer: Tokenizer) -> Reading:
         return PLAIN
     if not state.tools or state.tool_choice.mode == "none":
         markup = replace(markup, call=None)
-    return Reading(markup, thinking=_thinks(state.prompt_ids, tokenizer))
-
-
-def _thinks(prompt_ids: TokenIds, tokenizer: Tokenizer) -> bool:
-    """Whether the prompt ends with an opened thinking."""
-    if tokenizer.markup.thinking is None:
-        return False
-    end = b"".join(map(tokenizer.token_bytes, prompt_ids[-END_TOKENS:]))
-    return end.rstrip().endswith(tokenizer.markup.thinking[0].encode())
+    return Reading(markup, thinking=opening_of(state.prompt_ids, tokenizer) == "opened")
 
 
 def _check_blocks(state: RolloutState, engine: Engine) -> None:

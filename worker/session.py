@@ -11,8 +11,9 @@ import msgspec
 from msgspec.structs import replace
 
 from protocols import codec
-from protocols.errors import InvalidRequest
+from protocols.errors import InvalidRequest, SessionReleased
 from protocols.message import Block, Message, Reasoning, Text, Tool, ToolUse
+from protocols.queue.rows import Lease
 from protocols.rollout_state import RolloutState, SessionPlace, TokenIds
 from protocols.session import (
     SESSION_BYTES,
@@ -29,7 +30,7 @@ UNKNOWN = "no answer of the session begins this conversation"
 REWRITTEN = "the template rewrote history"
 ANSWER = "[the answer goes here]"
 
-Recall = Callable[[str, Sequence[str]], Awaitable[Recalled]]
+Recall = Callable[[Lease, str, Sequence[str]], Awaitable[Recalled]]
 """`Broker.recall`."""
 Write = Callable[[Sequence[Message], Reasoning, bool], str]
 """A conversation as text by the chat template; whether up to where the assistant speaks. Raises InvalidRequest."""
@@ -46,21 +47,32 @@ class Thread(msgspec.Struct, frozen=True):
     known: Recalled
 
 
-async def no_sessions(_session: str, _marks: Sequence[str]) -> Recalled:
+async def no_sessions(_lease: Lease, _session: str, _marks: Sequence[str]) -> Recalled:
     """A `Recall` that knows nothing."""
     return Recalled()
 
 
-async def thread_of(session: str | None, state: RolloutState, recall: Recall) -> Thread | None:
-    """Look the conversation of a job that has a session up; raises InvalidRequest where that takes no more."""
+async def thread_of(
+    lease: Lease, session: str | None, state: RolloutState, recall: Recall
+) -> Thread | None:
+    """Look the conversation of a job that has a session up.
+
+    Raises InvalidRequest where the session takes no more, SessionReleased where the prompt of kept tokens is gone.
+    """
     if session is None:
         return None
     marks: tuple[str, ...] = ()
     if state.message:
         marks = await asyncio.to_thread(trail, state.message, shown_tools(state))
     ends = [i for i, message in enumerate(state.message[:-1], 1) if message.role == "assistant"]
-    known = await recall(session, [marks[end] for end in reversed(ends)])
-    if known.full:
+    known = await recall(lease, session, [marks[end] for end in reversed(ends)])
+    if known.gone:
+        raise SessionReleased(
+            f"session {session[:80]!r} was released while job {lease.job_id} was generated, and its tokens go on from "
+            "a turn that is gone; submit it under another id",
+            param="session",
+        )
+    if known.full and not lease.kept:  # what was begun in time is kept
         raise InvalidRequest(
             f"`session`: {session[:80]!r} has {known.turns} turns of {known.bytes} bytes, and takes at most "
             f"{SESSION_TURNS} of {SESSION_BYTES}; release it, or go on in another",

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from producer_sdk.client import Client
 from producer_sdk.exchange.response import of_error
 from producer_sdk.exchange.route import MODELS, PROTOCOLS, allow, is_models, shape_of, unknown
-from producer_sdk.gateway.intake import CallerGone, check_room, headers_of
+from producer_sdk.gateway.intake import CallerGone, Intake, headers_of
 from producer_sdk.gateway.jobs import Jobs
 from producer_sdk.gateway.keys import Keyring, Role
 from producer_sdk.gateway.look import Look
@@ -44,15 +44,17 @@ class Gateway:
         self, client: Client, control: Client, settings: Settings, leaving: Leaving, address: str
     ) -> None:
         """`control` commands the workers; `address` is where this gateway listens."""
-        self._settings, self._leaving = settings, leaving
         self._keyring = Keyring(settings)
         self._metrics = Metrics()
-        jobs = Jobs(client, settings, self._metrics, leaving)
+        self._intake = Intake(settings, self._metrics)
+        jobs = Jobs(client, settings, self._intake, leaving)
         look = Look(client, self._metrics, leaving, address)
         self._models = Way("GET", Role.INFERENCE, jobs)
         self._ways: dict[str, Way] = {
             **dict.fromkeys(PROTOCOLS, Way("POST", Role.INFERENCE, jobs)),
-            **{f"/{verb}": Way("POST", Role.ADMIN, Orders(control, settings)) for verb in VERBS},
+            **{
+                f"/{verb}": Way("POST", Role.ADMIN, Orders(control, self._intake)) for verb in VERBS
+            },
             MODELS: self._models,
             "/healthz": Way("GET", Role.NOBODY, look.healthz),
             "/readyz": Way("GET", Role.NOBODY, look.readyz),
@@ -76,7 +78,7 @@ class Gateway:
                 await Outgoing(status_code=GONE)(scope, receive, send)
         finally:
             metrics.open_requests -= 1
-            metrics.open_body_bytes -= scope.get("state", {}).get("held_bytes", 0)
+            self._intake.let_go(scope)
             metrics.answered(self._label(scope["path"]), sent.status, time.monotonic() - began_s)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Outgoing:
@@ -108,7 +110,7 @@ class Gateway:
             raise unknown(path)
         allow(scope["method"], way.method, path)
         if needed is not Role.NOBODY:
-            check_room(self._metrics, self._settings)
+            self._intake.check_room()
         return await way.endpoint(Incoming(scope, receive))
 
     def _label(self, path: str) -> str:

@@ -1,9 +1,10 @@
-"""A request as it arrives: its head judged, its body read, both within limits."""
+"""A request as it arrives: its head judged, its body read, both within limits; and how much is held of all of them."""
 
 import asyncio
 from collections.abc import Mapping
 
-from starlette.types import Receive, Scope
+from starlette.requests import Request as Incoming
+from starlette.types import Scope
 
 from producer_sdk.gateway.metrics import Metrics
 from producer_sdk.gateway.settings import Settings
@@ -28,43 +29,60 @@ def headers_of(scope: Scope) -> Mapping[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], settings: Settings) -> bytes:
-    """The body; raises BodyTooLarge while it is coming, RequestTooSlow, or CallerGone."""
-    told = headers.get("content-length", "")
-    if told.isdigit() and int(told) > MAX_BODY_BYTES:
-        raise _too_large()
-    try:
-        async with asyncio.timeout(settings.body_s):
-            return await _parts(receive)
-    except TimeoutError:
-        raise RequestTooSlow(
-            f"the body has not arrived within {settings.body_s:g} s", retry_after_s=1
-        ) from None
+class Intake:
+    """What one gateway takes in."""
 
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
 
-async def _parts(receive: Receive) -> bytes:
-    parts: list[bytes] = []
-    size_bytes = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise CallerGone
-        parts.append(message.get("body", b""))
-        size_bytes += len(parts[-1])
-        if size_bytes > MAX_BODY_BYTES:
+    def check_room(self, body_bytes: int = 0) -> None:
+        """Raise QueueFull where this gateway would hold more than it may."""
+        full = self._metrics.open_requests > self._settings.most_requests
+        held_bytes = self._metrics.open_body_bytes + body_bytes
+        if full or held_bytes > self._settings.most_body_mb * 1_000_000:
+            raise QueueFull(
+                "this gateway has as many requests open as it may; ask again, or start another",
+                retry_after_s=1,
+            )
+
+    async def read(self, incoming: Incoming) -> bytes:
+        """The body, held from its first byte on until `let_go`.
+
+        Raises BodyTooLarge or QueueFull while it is coming, RequestTooSlow, or CallerGone.
+        """
+        told = incoming.headers.get("content-length", "")
+        if told.isdigit() and int(told) > MAX_BODY_BYTES:
             raise _too_large()
-        if not message.get("more_body", False):
-            return b"".join(parts)
+        limit_s = self._settings.arrival_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._parts(incoming)
+        except TimeoutError:
+            raise RequestTooSlow(
+                f"the body has not arrived within {limit_s:g} s", retry_after_s=1
+            ) from None
 
+    def let_go(self, scope: Scope) -> None:
+        """The request has ended: nothing of its body is held any more."""
+        self._metrics.open_body_bytes -= scope.get("state", {}).pop("held_bytes", 0)
 
-def check_room(metrics: Metrics, settings: Settings, body_bytes: int = 0) -> None:
-    """Raise QueueFull where this gateway holds as much as it may."""
-    full = metrics.open_requests > settings.most_requests
-    if full or metrics.open_body_bytes + body_bytes > settings.most_body_mb * 1_000_000:
-        raise QueueFull(
-            "this gateway has as many requests open as it may; ask again, or start another",
-            retry_after_s=1,
-        )
+    async def _parts(self, incoming: Incoming) -> bytes:
+        parts: list[bytes] = []
+        while True:
+            message = await incoming.receive()
+            if message["type"] == "http.disconnect":
+                raise CallerGone
+            parts.append(message.get("body", b""))
+            self._hold(incoming.scope["state"], len(parts[-1]))
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _hold(self, state: dict[str, int], more_bytes: int) -> None:
+        self.check_room(more_bytes)
+        state["held_bytes"] = state.get("held_bytes", 0) + more_bytes
+        self._metrics.open_body_bytes += more_bytes
+        if state["held_bytes"] > MAX_BODY_BYTES:
+            raise _too_large()
 
 
 def _too_large() -> BodyTooLarge:

@@ -13,8 +13,7 @@ from producer_sdk.exchange.call import Call, begin
 from producer_sdk.exchange.frames import answered
 from producer_sdk.exchange.request import LONGEST_S, Request, seconds
 from producer_sdk.exchange.response import Response, of_frames
-from producer_sdk.gateway.intake import CallerGone, check_room, read_body
-from producer_sdk.gateway.metrics import Metrics
+from producer_sdk.gateway.intake import CallerGone, Intake
 from producer_sdk.gateway.patience import Leaving, Patience
 from producer_sdk.gateway.settings import Settings
 from protocols.errors import ServerUnavailable
@@ -32,30 +31,24 @@ class Jobs:
     """The endpoint of all these routes."""
 
     def __init__(
-        self, client: Client, settings: Settings, metrics: Metrics, leaving: Leaving
+        self, client: Client, settings: Settings, intake: Intake, leaving: Leaving
     ) -> None:
         self._client, self._settings = client, settings
-        self._metrics, self._leaving = metrics, leaving
+        self._intake, self._leaving = intake, leaving
 
     async def __call__(self, incoming: Incoming) -> Outgoing:
         """The answer, still to be waited for; raises RolloutError where the request is not taken."""
         headers: Mapping[str, str] = incoming.state.headers
-        body = await read_body(incoming.receive, headers, self._settings)
-        check_room(self._metrics, self._settings, len(body))
         request = Request(
             method=incoming.method,
             path=incoming.scope["path"],
             headers=headers,
-            body=body,
+            body=await self._intake.read(incoming),
             timeout_s=self._timeout_s(headers),
             caller=incoming.state.caller,
         )
         begun = begin(self._client, request)
-        if isinstance(begun, Response):
-            return outgoing_of(begun)
-        self._metrics.open_body_bytes += len(body)
-        incoming.state.held_bytes = len(body)
-        return Answer(begun, self._leaving)
+        return outgoing_of(begun) if isinstance(begun, Response) else Answer(begun, self._leaving)
 
     def _timeout_s(self, headers: Mapping[str, str]) -> float:
         if READ_TIMEOUT not in headers:

@@ -8,8 +8,7 @@ from starlette.responses import Response
 
 from producer_sdk.client import Client
 from producer_sdk.control import WAIT_S
-from producer_sdk.gateway.intake import read_body
-from producer_sdk.gateway.settings import Settings
+from producer_sdk.gateway.intake import Intake
 from protocols.codec import encode_json, parse_json
 from protocols.errors import InvalidRequest
 from protocols.queue.control import Answers
@@ -22,13 +21,13 @@ _decoder = msgspec.json.Decoder(dict[str, str | int | float | bool | None])
 class Orders:
     """The endpoint of these verbs."""
 
-    def __init__(self, client: Client, settings: Settings) -> None:
+    def __init__(self, client: Client, intake: Intake) -> None:
         """`client`: with the rights of an operator."""
-        self._client, self._settings = client, settings
+        self._client, self._intake = client, intake
 
     async def __call__(self, incoming: Incoming) -> Response:
         """Every worker's answer, once all have obeyed; raises ControlError where one did not, or may not yet."""
-        body = await read_body(incoming.receive, incoming.state.headers, self._settings)
+        body = await self._intake.read(incoming)
         options = parse_json(_decoder, body) if body.strip() else {}
         wait_s = options.pop("wait_s", WAIT_S)
         if isinstance(wait_s, str | bool | None) or not 0 < wait_s <= LONGEST_S:

@@ -10,6 +10,7 @@ import uvicorn
 
 from producer_sdk.client import Client
 from producer_sdk.gateway.app import Gateway
+from producer_sdk.gateway.connection import connections
 from producer_sdk.gateway.intake import HEAD_BYTES
 from producer_sdk.gateway.patience import Leaving
 from producer_sdk.gateway.settings import Settings
@@ -69,7 +70,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 gateway,
-                http="h11",
+                http=connections(settings.arrival_s),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

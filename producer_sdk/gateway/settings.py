@@ -36,8 +36,8 @@ class Settings(BaseSettings):
     """Requests open at once."""
     most_body_mb: int = Field(1024, ge=16)
     """Of the bodies of all open requests."""
-    body_s: float = Field(30.0, gt=0)
-    """Within which a body has to have arrived."""
+    arrival_s: float = Field(30.0, gt=0)
+    """Within which a head has to have arrived, and then its body."""
 
     @model_validator(mode="after")
     def _judge(self) -> Self:

@@ -134,8 +134,11 @@ class Stream(Protocol):
         """What a segment adds; empty where it adds nothing that is shown yet."""
         ...
 
-    def end(self, answer: Answer, rest: Sequence[Sequence[Piece]]) -> bytes:
-        """What comes after the last segment: `rest`, held back by each sample's view, then reasons and usage."""
+    def end(self, body: bytes, rest: Sequence[Sequence[Piece]]) -> bytes:
+        """What comes after the last segment: `rest`, held back by each sample's view, then reasons and usage.
+
+        These are taken from `body`, the whole response.
+        """
         ...
 
 

@@ -1,11 +1,11 @@
 """Anthropic's error body and HTTP statuses."""
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from protocols.codec import encode_json
 from protocols.dialects.sse import event
-from protocols.errors import RolloutError
+from protocols.errors import RolloutError, UnsupportedOption
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -25,11 +25,23 @@ ERROR_TYPES = {
 OVERLOADED = 529
 
 
+class Details(msgspec.Struct, frozen=True):
+    """What Anthropic's client acts on."""
+
+    error_code: str
+    unsupported: tuple[str, ...]
+
+
+NO_THREADS = Details("thread_unsupported_request", ("thread",))
+"""Its tool runner then sends the whole conversation, as it is wanted here."""
+
+
 class Error(msgspec.Struct, frozen=True):
     """What is under `error`."""
 
     type: str
     message: str
+    details: Details | UnsetType = UNSET
 
 
 class ErrorBody(msgspec.Struct, frozen=True, tag="error"):
@@ -43,9 +55,11 @@ class ClaudeErrors:
     """How the dialects of this family say what went wrong."""
 
     def error(self, error: RolloutError, job_id: str) -> bytes:
-        """`{"type": "error", "error": {type, message}, "request_id"}`."""
+        """`{"type": "error", "error": {type, message}, "request_id"}`, with `details` of a thread."""
         kind = ERROR_TYPES.get(error.http_status, "api_error")
-        return encode_json(ErrorBody(Error(kind, error.message), job_id))
+        threads = isinstance(error, UnsupportedOption) and error.param == "thread"
+        told = Error(kind, error.message, NO_THREADS if threads else UNSET)
+        return encode_json(ErrorBody(told, job_id))
 
     def error_frame(self, body: bytes) -> bytes:
         """The event that ends a stream which cannot go on."""

@@ -73,7 +73,7 @@ class ClaudeMessages(ClaudeErrors):
 
     def stream(self, streamed: Streamed) -> MessageStream:
         """The frames of a job that begins."""
-        return MessageStream(streamed, self.respond)
+        return MessageStream(streamed)
 
     def replay(self, body: bytes) -> bytes:
         """The frames of a whole response."""

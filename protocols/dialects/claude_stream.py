@@ -5,13 +5,13 @@ gap, then `message_delta` with stop reason and usage, and `message_stop`. What c
 response, so that both say the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw
 
-from protocols.dialects.base import Answer, Piece, Streamed
+from protocols.dialects.base import Piece, Streamed
 from protocols.dialects.claude_response import SIGNATURE, call_id, input_of
 from protocols.dialects.sse import event
 from protocols.job import Segment
@@ -59,9 +59,8 @@ class MessageStream:
 
     plain = False
 
-    def __init__(self, streamed: Streamed, respond: Callable[[Answer], bytes]) -> None:
-        """`respond` makes the whole response."""
-        self._streamed, self._respond = streamed, respond
+    def __init__(self, streamed: Streamed) -> None:
+        self._streamed = streamed
         self._blocks = _Blocks()
 
     def begin(self) -> bytes:
@@ -74,10 +73,10 @@ class MessageStream:
         """A delta for each piece, between the starts and stops of blocks."""
         return b"".join([self._blocks.add(piece) for piece in pieces])
 
-    def end(self, answer: Answer, rest: Sequence[Sequence[Piece]]) -> bytes:
+    def end(self, body: bytes, rest: Sequence[Sequence[Piece]]) -> bytes:
         """What was held back, then stop reason and usage."""
         held = [self._blocks.add(piece) for pieces in rest for piece in pieces]
-        whole = _decoder.decode(self._respond(answer))
+        whole = _decoder.decode(body)
         return b"".join([*held, self._blocks.close(), _stop(whole)])
 
 

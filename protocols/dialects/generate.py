@@ -165,7 +165,7 @@ class Generate(OpenAIErrors):
 
     def stream(self, streamed: Streamed) -> GenerateStream:
         """The frames of a job that begins."""
-        return GenerateStream(streamed, self.respond)
+        return GenerateStream(streamed)
 
     def replay(self, body: bytes) -> bytes:
         """The frames of a whole response."""

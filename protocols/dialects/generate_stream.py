@@ -5,17 +5,21 @@ new; `start` is the position of its first token. The last event has of each samp
 it, and `prompt_ids`, `usage` and `rollout`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
+from msgspec import Raw
 
-from protocols.codec import decode_json
-from protocols.dialects.base import Answer, Piece, Streamed
+from protocols.codec import encode_json
+from protocols.dialects.base import Piece, Streamed
 from protocols.dialects.openai_stream import part_of, text_of
 from protocols.dialects.result import finite, tops_of
 from protocols.dialects.sse import DONE, data
 from protocols.job import Segment
+
+NULL = Raw(b"null")
+_decoder = msgspec.json.Decoder(dict[str, Raw])
+_samples = msgspec.json.Decoder(list[dict[str, Raw]])
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
@@ -43,9 +47,8 @@ class GenerateStream:
 
     plain = True
 
-    def __init__(self, streamed: Streamed, respond: Callable[[Answer], bytes]) -> None:
-        """`respond` makes the whole response."""
-        self._streamed, self._respond = streamed, respond
+    def __init__(self, streamed: Streamed) -> None:
+        self._streamed = streamed
 
     def begin(self) -> bytes:
         """Nothing."""
@@ -66,25 +69,31 @@ class GenerateStream:
         )
         return data(Event(self._streamed.job_id, self._streamed.model, (part,)))
 
-    def end(self, answer: Answer, rest: Sequence[Sequence[Piece]]) -> bytes:
+    def end(self, body: bytes, rest: Sequence[Sequence[Piece]]) -> bytes:
         """What was held back and how it ended."""
-        whole = decode_json(self._respond(answer))
-        for sample, pieces in zip(whole["samples"], rest, strict=True):
-            sample["text"] = text_of(pieces)
-            _drop_tokens(sample)
-        return data(whole) + DONE
+        whole = _decoder.decode(body)
+        samples = _samples.decode(whole["samples"])
+        for sample, pieces in zip(samples, rest, strict=True):
+            sample |= {
+                "text": _raw(text_of(pieces)),
+                "start": _raw(_length(sample["response_ids"])),
+            }
+            sample["response_ids"] = _raw([])
+            for name in ("logprobs", "top_logprobs"):
+                sample[name] = sample[name] if sample[name] == NULL else _raw([])
+        return data({**whole, "samples": samples}) + DONE
 
 
-def _drop_tokens(sample: dict[str, Any]) -> None:
-    sample["start"] = len(sample["response_ids"])
-    sample["response_ids"] = []
-    for name in ("logprobs", "top_logprobs"):
-        sample[name] = None if sample[name] is None else []
+def _raw(value: object) -> Raw:
+    return Raw(encode_json(value))
+
+
+def _length(ids: Raw) -> int:
+    return len(msgspec.json.decode(ids, type=list[int]))
 
 
 def replay(body: bytes) -> bytes:
     """The frames of a whole response: all of it in one event."""
-    whole = decode_json(body)
-    for sample in whole["samples"]:
-        sample["start"] = 0
-    return data(whole) + DONE
+    whole = _decoder.decode(body)
+    samples = [{**sample, "start": _raw(0)} for sample in _samples.decode(whole["samples"])]
+    return data({**whole, "samples": samples}) + DONE

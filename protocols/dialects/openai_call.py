@@ -1,4 +1,4 @@
-"""OpenAI's tool calls in an answer, which `generate` shows too."""
+"""OpenAI's tool calls: what is called, in an answer and when it comes back, and calls as an answer shows them."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -8,12 +8,12 @@ import msgspec
 from protocols.message import Block, ToolUse
 
 
-class CalledFunction(msgspec.Struct, frozen=True, gc=False):
+class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """What is called."""
 
     name: str
     arguments: str
-    """The model's own text."""
+    """The model's own text, JSON or not."""
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):

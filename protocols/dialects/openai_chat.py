@@ -118,7 +118,7 @@ class OpenAIChat(OpenAIErrors):
 
     def stream(self, streamed: Streamed) -> ChatStream:
         """The frames of a job that begins."""
-        return ChatStream(streamed, self.respond)
+        return ChatStream(streamed)
 
     def replay(self, body: bytes) -> bytes:
         """The frames of a whole response."""

@@ -4,16 +4,16 @@ A chunk for the role of each choice, then its deltas as they come, a chunk with 
 was asked for, and `[DONE]`. What comes last is taken from the whole response, so that both say the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
-from protocols.dialects.base import Answer, Piece, Streamed
+from protocols.dialects.base import Piece, Streamed
 from protocols.dialects.openai_body import TOKEN_IDS
-from protocols.dialects.openai_call import call_id
+from protocols.dialects.openai_call import ToolCall, call_id
 from protocols.dialects.openai_chat_response import ChoiceLogprobs, logprobs_of
 from protocols.dialects.openai_stream import Chunk, Chunks, Whole, part_of
 from protocols.job import Segment
@@ -61,26 +61,12 @@ class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
     """Of one sample among several: its tokens, log-probabilities and policy versions."""
 
 
-class Function(msgspec.Struct, frozen=True):
-    """Of a whole tool call."""
-
-    name: str
-    arguments: str
-
-
-class Call(msgspec.Struct, frozen=True):
-    """A whole tool call."""
-
-    id: str
-    function: Function
-
-
 class WholeMessage(msgspec.Struct, frozen=True):
     """The assistant's turn in a whole response."""
 
     content: str | None = None
     reasoning_content: str | None = None
-    tool_calls: tuple[Call, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class WholeChoice(msgspec.Struct, frozen=True):
@@ -103,9 +89,8 @@ class ChatStream:
 
     plain = False
 
-    def __init__(self, streamed: Streamed, respond: Callable[[Answer], bytes]) -> None:
-        """`respond` makes the whole response."""
-        self._streamed, self._respond = streamed, respond
+    def __init__(self, streamed: Streamed) -> None:
+        self._streamed = streamed
         self._shows_ids = TOKEN_IDS in streamed.asked
         self._open_calls = [-1] * len(streamed.states)
         """Index of the tool call that is open, by sample."""
@@ -137,10 +122,10 @@ class ChatStream:
             token_ids=segment.token_ids.tolist() if self._shows_ids else UNSET,
         )
 
-    def end(self, answer: Answer, rest: Sequence[Sequence[Piece]]) -> bytes:
+    def end(self, body: bytes, rest: Sequence[Sequence[Piece]]) -> bytes:
         """What was held back, then finish reasons and usage."""
         held = [choice for i, pieces in enumerate(rest) for choice in self._pieces(i, pieces)]
-        whole = _decoder.decode(self._respond(answer))
+        whole = _decoder.decode(body)
         return b"".join([self._chunks.chunk(choice) for choice in held]) + _last(
             self._chunks, whole
         )

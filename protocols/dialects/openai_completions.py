@@ -128,7 +128,7 @@ class OpenAICompletions(OpenAIErrors):
 
     def stream(self, streamed: Streamed) -> CompletionStream:
         """The frames of a job that begins."""
-        return CompletionStream(streamed, self.respond)
+        return CompletionStream(streamed)
 
     def replay(self, body: bytes) -> bytes:
         """The frames of a whole response."""

@@ -1,11 +1,11 @@
 """The frames of OpenAI's plain completions: text as it comes, a finish reason for each choice, usage, `[DONE]`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from protocols.dialects.base import Answer, Piece, Streamed
+from protocols.dialects.base import Piece, Streamed
 from protocols.dialects.openai_body import TOKEN_IDS
 from protocols.dialects.openai_completions_logprobs import ChoiceLogprobs, Offsets, logprobs_of
 from protocols.dialects.openai_stream import Chunk, Chunks, Whole, part_of, text_of
@@ -46,9 +46,8 @@ class CompletionStream:
 
     plain = True
 
-    def __init__(self, streamed: Streamed, respond: Callable[[Answer], bytes]) -> None:
-        """`respond` makes the whole response."""
-        self._streamed, self._respond = streamed, respond
+    def __init__(self, streamed: Streamed) -> None:
+        self._streamed = streamed
         self._shows_ids = TOKEN_IDS in streamed.asked
         self._offsets = [Offsets() for _ in streamed.states]
         like = _like(f"cmpl-{streamed.job_id}", streamed.created_s, streamed.model)
@@ -73,14 +72,14 @@ class CompletionStream:
         )
         return self._chunks.chunk(choice)
 
-    def end(self, answer: Answer, rest: Sequence[Sequence[Piece]]) -> bytes:
+    def end(self, body: bytes, rest: Sequence[Sequence[Piece]]) -> bytes:
         """What was held back, then finish reasons and usage."""
         held = [
             self._chunks.chunk(ChunkChoice(i, text))
             for i, pieces in enumerate(rest)
             if (text := text_of(pieces))
         ]
-        return b"".join(held) + _last(self._chunks, _decoder.decode(self._respond(answer)))
+        return b"".join(held) + _last(self._chunks, _decoder.decode(body))
 
 
 def _like(name: str, created_s: int, model: str) -> Chunk[ChunkChoice]:

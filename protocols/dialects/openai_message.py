@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from protocols.dialects.base import MAX_MESSAGES
 from protocols.dialects.field import Report, Verdicts, chosen, ignored, path, refused, wrong
+from protocols.dialects.openai_call import CalledFunction
 from protocols.dialects.picture import image_of
 from protocols.message import Block, Image, Message, Text, Thinking, ToolResult, ToolUse
 
@@ -47,14 +48,6 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audio_url: Annotated[object, refused()] = None
     input_audio: Annotated[object, refused()] = None
     file: Annotated[object, refused()] = None
-
-
-class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was called."""
-
-    name: str
-    arguments: str
-    """The model's own text, JSON or not."""
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -32,6 +32,7 @@ from protocols.queue.rows import (
     Entry,
     Failure,
     Hold,
+    Lease,
     Renewal,
     Retrial,
     Swept,
@@ -294,9 +295,13 @@ class Broker:
         args = [arg for end in endings for arg in ending_args(end)]
         return [answer == 1 for answer in await self.step("finish", *args)]
 
-    async def recall(self, session: str, marks: Sequence[str]) -> Recalled:
-        """The turns of a session up to the longest of these beginnings that it knows; the longest come first."""
-        return recalled_of(await self.step("recall", session, *marks[:MARKS_MOST]))
+    async def recall(self, lease: Lease, session: str, marks: Sequence[str]) -> Recalled:
+        """The turns of a session up to the longest of these beginnings that it knows; the longest come first.
+
+        A job that has tokens stays with the turn that they go on from.
+        """
+        args = (lease.job_id, lease.fence, session, *marks[:MARKS_MOST])
+        return recalled_of(await self.step("recall", *args))
 
     async def fail(self, failures: Sequence[Failure], *, limit: int) -> list[Retrial]:
         """For each whether it will run again, has become a dead letter, or was lost."""

@@ -9,10 +9,11 @@
 --   inbox run reply_ttl_ms deadline_ms max_staleness  from its fields
 --   attempts fence worker started_ms                the lease that holds it, or held it last
 --   crashes fails handbacks cancel alone            how earlier attempts ended; wish to cancel; shall run alone
+--   goes_on                                         the turn of its session that its prompt goes on from; empty: none
 --   kept:<sample> checkpoints                       tokens of each sample in the progress stream; how often it grew
 --   events                                          what happened to earlier attempts: `<ms> <what> <whom>;` ...
 
-local VERSION = 4
+local VERSION = 5
 local GROUP, BELL = 'workers', 'bell'
 local LANES = { 'resume', 'high', 'normal', 'low' }
 local ROOMS = { 'delayed', 'parked', 'alone' } -- where a queued job waits whose entry was read
@@ -563,22 +564,30 @@ local function remember(P, session, ttl, now, args, from, count)
   redis.call('PEXPIRE', key, math.max(REPLY_TTL_MS, ttl))
 end
 
--- args: session, marks of the beginnings of a conversation, the longest first
--- -> {turns and bytes of the session, {rollout id, node, ...} from the longest beginning that it knows back to its root}
+-- Which turn a job's prompt goes on from is decided anew by each attempt, until one has left tokens behind that prompt.
+-- args: id, fence, session, marks of the beginnings of a conversation, the longest first
+-- -> {turns and bytes of the session, {rollout id, node without its log-probabilities, ...} from the longest beginning that it knows back to its root,
+--   1 if the turn that was decided on is gone}
 local function recall(keys, args)
-  local key, path = keys[1] .. ':session:' .. args[1], {}
+  local reply, key, path = keys[1] .. ':reply:' .. args[1], keys[1] .. ':session:' .. args[3], {}
   local size = redis.call('HMGET', key, 'turns', 'bytes')
-  local marks = {}
-  for i = 2, #args do marks[#marks + 1] = 'h:' .. args[i] end
-  local id
-  for _, known in ipairs(#marks > 0 and redis.call('HMGET', key, unpack(marks)) or {}) do id = id or known end
+  local held = redis.call('HMGET', reply, 'fence', 'checkpoints', 'goes_on')
+  local id = held[2] and held[3]
+  if not id then
+    local marks = {}
+    for i = 4, #args do marks[#marks + 1] = 'h:' .. args[i] end
+    for _, known in ipairs(#marks > 0 and redis.call('HMGET', key, unpack(marks)) or {}) do id = id or known end
+    if held[1] == args[2] then redis.call('HSET', reply, 'goes_on', id or '') end
+  end
   while id and id ~= '' do
     local found = redis.call('HMGET', key, 'n:' .. id, 'l:' .. id)
+    if not found[1] then return { 0, 0, {}, 1 } end
     path[#path + 1] = id
-    path[#path + 1] = found[1]
+    local length, from = string.match(found[1], '^(%d+):()')
+    path[#path + 1] = string.sub(found[1], 1, from + length - 1)
     id = string.match(found[2], '^%d+ %d+ (.*)$')
   end
-  return { tonumber(size[1]) or 0, tonumber(size[2]) or 0, path }
+  return { tonumber(size[1]) or 0, tonumber(size[2]) or 0, path, 0 }
 end
 
 -- args: (id, fence, status, code, error, body, state, newest, oldest policy version of its tokens, last frames,
@@ -846,7 +855,7 @@ step('enqueue', enqueue, {})
 step('take', take, { 'allow-oom' })
 step('renew', renew, { 'allow-oom' })
 step('finish', finish, { 'allow-oom' })
-step('recall', recall, { 'no-writes', 'allow-oom' })
+step('recall', recall, { 'allow-oom' })
 step('fail', fail, { 'allow-oom' })
 step('release', release, { 'allow-oom' })
 step('sweep', sweep, { 'allow-oom' })

@@ -369,10 +369,10 @@ def _segment_args(segments: Sequence[Segment]) -> Iterable[Argument]:
 
 def recalled_of(row: list[Any]) -> Recalled:
     """The answer of `recall`."""
-    turns, size, flat = row
+    turns, size, flat, gone = row
     pairs = list(zip(flat[::2], flat[1::2], strict=True))[::-1]
     path = tuple((name.decode(), codec.unpack_node(node)) for name, node in pairs)
-    return Recalled(turns, size, path)
+    return Recalled(turns, size, path, gone == 1)
 
 
 def turns_of(fields: dict[bytes, bytes]) -> list[SessionTurn]:

@@ -95,7 +95,7 @@ def frames_of(case: Case) -> bytes:
             shown = pieces[segment.index][:1]
             del pieces[segment.index][:1]
             frames.append(stream.add(segment, shown))
-    return b"".join([*frames, stream.end(answer, pieces)])
+    return b"".join([*frames, stream.end(dialect.respond(answer), pieces)])
 
 
 def streamed(case: Case, normal: Normal, states: Sequence[RolloutState]) -> Streamed:

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,27 @@ def test_keys_open_what_they_are_for(serve: Serve, start_gateway: StartGateway) 
         assert user.post("/v1/chat/completions", json=BODY).status_code == 200
         assert admin.post("/v1/chat/completions", json=BODY).status_code == 200
         assert admin.post("/pause").status_code == admin.post("/continue").status_code == 200
+
+
+def test_a_named_job_is_told_to_whoever_sends_its_very_body_and_nothing_of_it_to_others(
+    serve: Serve, start_gateway: StartGateway
+) -> None:
+    serve()
+    gateway = start_gateway(**KEYS)
+    with http(gateway, USER) as one, http(gateway, "other-key-of-16-more") as other:
+
+        def ask(who: httpx2.Client, said: str, **headers: str) -> httpx2.Response:
+            body = {"messages": [{"role": "user", "content": said}]}
+            return who.post("/v1/chat/completions", json=body, headers=headers)
+
+        named = {"x-rollout-job-id": "mine"}
+        first = ask(one, "the secret", **named)
+        assert ask(other, "the secret", **named).content == first.content
+        refused = ask(other, "another body", **named)
+        assert (refused.status_code, "secret" in refused.text) == (409, False)
+        key = {"idempotency-key": "1"}
+        ids = {ask(who, "hello", **key).headers["x-request-id"] for who in (one, one, other)}
+        assert len(ids) == 2
 
 
 def test_a_missing_key_is_told_in_the_shape_of_the_route(start_gateway: StartGateway) -> None:
@@ -299,6 +321,88 @@ def test_heads_that_are_too_long_are_refused(start_gateway: StartGateway) -> Non
         assert ask.post(f"/v1/messages?{'x' * 5000}", json=CLAUDE).json()["type"] == "error"
         assert ask.get("/metadata", headers={"x": "y" * 40_000}).status_code == 431
         assert ask.get("/metadata", headers={"x": "y" * 100_000}).status_code in (400, 431)
+
+
+def wired(gateway: GatewayProcess) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", gateway.port), timeout=LIMIT_S)
+
+
+def dripped(wire: socket.socket) -> bytes:
+    """All that comes back while a byte is sent now and then, until the other side closes."""
+    answer = b""
+    wire.settimeout(0.2)
+    give_up_s = time.monotonic() + LIMIT_S
+    while time.monotonic() < give_up_s:
+        try:
+            wire.sendall(b"x")
+            part = wire.recv(65_536)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return answer
+        if not part:
+            return answer
+        answer += part
+    raise AssertionError("the connection is still open")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"POST /v1/messages HTTP/1.1\r\nhost: ", 408),
+        (b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /healthz HTTP/1.1\r\nx: ", 408),
+        (b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n\r\n{", 408),
+        (b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n\r\n{", 404),
+    ],
+    ids=["a head", "a second head", "a body", "a body that nobody wants"],
+)
+def test_what_drips_in_is_not_waited_for(
+    start_gateway: StartGateway, sent: bytes, status: int
+) -> None:
+    with wired(start_gateway(ROLLOUTQ_GATEWAY_ARRIVAL_S="1")) as wire:
+        wire.sendall(sent)
+        answers = dripped(wire).split(b"HTTP/1.1 ")
+    assert int(answers[-1][:3]) == status
+
+
+def test_a_connection_that_says_nothing_is_closed_and_one_that_is_kept_alive_is_not(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = start_gateway(ROLLOUTQ_GATEWAY_ARRIVAL_S="1")
+    head = b"GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n"
+    with wired(gateway) as kept, wired(gateway) as silent:
+        kept.sendall(head)
+        assert kept.recv(65_536).startswith(b"HTTP/1.1 404")
+        assert silent.recv(1) == b""
+        kept.sendall(head)
+        assert kept.recv(65_536).startswith(b"HTTP/1.1 404")
+
+
+def test_an_answer_may_take_longer_than_its_request(
+    serve: Serve, start_gateway: StartGateway
+) -> None:
+    serve()
+    body = {"prompt": "x", "rollout": {"script": {"text": "x" * 20, "ms_per_token": 100}}}
+    with http(start_gateway(ROLLOUTQ_GATEWAY_ARRIVAL_S="0.5")) as ask:
+        assert ask.post("/generate", json=body).status_code == 200
+
+
+def test_bodies_that_are_still_arriving_count(start_gateway: StartGateway) -> None:
+    gateway = start_gateway("--no-worker-s", "1", ROLLOUTQ_GATEWAY_MOST_BODY_MB="16")
+    with http(gateway) as ask:
+
+        def held() -> int:
+            lines = ask.get("/metrics").text.splitlines()
+            name = "rolloutq_gateway_open_body_bytes "
+            return next(int(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+        with wired(gateway) as wire:
+            head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 16000000\r\n\r\n"
+            wire.sendall(head + b"x" * 15_500_000)
+            wait_until(lambda: held() >= 15_500_000, "half a body is held")
+            assert ask.post("/generate", content=b"x" * 1_000_000).status_code == 429
+        wait_until(lambda: held() == 0, "nothing is held")
+        assert ask.post("/generate", content=b"x" * 1_000_000).status_code != 429
 
 
 def test_more_requests_than_it_may_hold_are_refused(

@@ -10,6 +10,7 @@ import anthropic
 import anyio
 import openai
 import pytest
+from anthropic import beta_tool
 
 from producer_sdk import Client, anthropic_client, openai_client
 from tests.http_door import Door
@@ -407,6 +408,33 @@ def test_anthropic_s_client_calls_a_tool_as_well(door: Door) -> None:
             tool_choice={"type": "none"},
         )
     assert answered.stop_reason == "end_turn"
+
+
+def test_anthropic_s_tool_runner_learns_that_there_are_no_threads_and_runs(
+    door: Door, new_jobs: NewJobs
+) -> None:
+    asked: list[str] = []
+
+    @beta_tool
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        asked.append(city)
+        return "sunny"
+
+    with door.anthropic() as made:
+        runner = made.beta.messages.tool_runner(
+            model="scripted",
+            messages=HELLO,
+            max_tokens=400,
+            tools=[weather],
+            tool_choice={"type": "any", "disable_parallel_tool_use": True},
+            max_iterations=2,
+        )
+        turns = list(runner)
+    assert [turn.stop_reason for turn in turns] == ["tool_use", "tool_use"]
+    assert turns[1].usage.input_tokens > turns[0].usage.input_tokens
+    assert len(asked) >= 1
+    assert sorted(new_jobs.statuses()) == ["completed", "completed", "failed"]
 
 
 def test_a_generate_request_is_answered_over_either_door(door: Door) -> None:

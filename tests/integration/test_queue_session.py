@@ -1,9 +1,9 @@
 """What a session keeps on the server, and when: with the reply, once, and only of accepted answers."""
 
 from protocols import codec
-from protocols.job import JobStatus
+from protocols.job import JobStatus, Segment
 from protocols.queue.broker import Broker
-from protocols.queue.rows import Ending, Lease
+from protocols.queue.rows import Ending, Hold, Lease
 from protocols.rollout_state import Logprobs, TokenIds
 from protocols.session import SESSION_TURNS, NewTurn, Node
 from tests.job_body import job
@@ -13,6 +13,8 @@ from tests.servers import both_servers
 
 pytestmark = both_servers
 
+ASKER = Lease("none", "1:n", "normal", None, {})
+"""Of a job that the server does not know: nothing is decided for it."""
 SIX_HOURS_MS = 6 * 3600 * 1000
 
 
@@ -22,6 +24,10 @@ def node(*ids: int) -> Node:
 
 def new(rollout_id: str, parent: str = "", *ids: int, mark: str | None = None) -> NewTurn:
     return NewTurn(rollout_id, parent, mark or f"after {rollout_id}", codec.pack_node(node(*ids)))
+
+
+def segment() -> Segment:
+    return Segment(0, 0, TokenIds([7]), Logprobs([-1.0]), TokenIds(), Logprobs(), 0)
 
 
 def ending(lease: Lease, *turns: NewTurn, status: JobStatus = JobStatus.COMPLETED) -> Ending:
@@ -40,14 +46,59 @@ async def test_a_turn_is_found_by_the_longest_beginning_that_is_known(
 ) -> None:
     await finished(broker, take, "a", new("a/0", "", 3))
     await finished(broker, take, "b", new("b/0", "a/0", 4, 5))
-    known = await broker.recall("s", ["after c/0", "after b/0", "after a/0"])
+    known = await broker.recall(ASKER, "s", ["after c/0", "after b/0", "after a/0"])
     assert [name for name, _ in known.path] == ["a/0", "b/0"]
     assert [kept.response_ids for _, kept in known.path] == [TokenIds([3]), TokenIds([4, 5])]
+    assert [len(kept.logprobs) for _, kept in known.path] == [0, 0]
+    assert [len(turn.node.logprobs) for turn in await broker.turns("s")] == [1, 2]
     assert (known.turns, known.full) == (2, False)
-    assert (await broker.recall("s", ["after a/0"])).path == known.path[:1]
-    assert (await broker.recall("s", ["another"])).path == ()
-    assert (await broker.recall("another", ["after a/0"])).turns == 0
-    assert (await broker.recall("s", [])).turns == 2
+    assert (await broker.recall(ASKER, "s", ["after a/0"])).path == known.path[:1]
+    assert (await broker.recall(ASKER, "s", ["another"])).path == ()
+    assert (await broker.recall(ASKER, "another", ["after a/0"])).turns == 0
+    assert (await broker.recall(ASKER, "s", [])).turns == 2
+
+
+async def test_a_job_with_tokens_stays_with_the_turn_that_they_go_on_from(
+    broker: Broker, take: Take
+) -> None:
+    marks = ["after b/0", "after a/0"]
+    await finished(broker, take, "a", new("a/0", "", 3))
+    await broker.enqueue([job("c")])
+    (lease,) = await take()
+    first = await broker.recall(lease, "s", marks)
+    assert [name for name, _ in first.path] == ["a/0"]
+    assert await broker.renew([Hold("c", lease.fence, [segment()])], lease_ms=60_000) == ["held"]
+    await finished(broker, take, "b", new("b/0", "a/0", 4))
+    assert (await broker.recall(lease, "s", marks)).path == first.path
+    assert await broker.release([Hold("c", lease.fence)]) == [True]
+    (later,) = await take()
+    assert (await broker.recall(later, "s", marks)).path == first.path
+    await broker.forget("s")
+    assert (await broker.recall(later, "s", marks)).gone
+
+
+async def test_a_job_that_begins_with_no_turn_begins_with_none_again(
+    broker: Broker, take: Take
+) -> None:
+    await broker.enqueue([job("c")])
+    (lease,) = await take()
+    assert (await broker.recall(lease, "s", ["after a/0"])).path == ()
+    await broker.renew([Hold("c", lease.fence, [segment()])], lease_ms=60_000)
+    await finished(broker, take, "a", new("a/0", "", 3))
+    known = await broker.recall(lease, "s", ["after a/0"])
+    assert (known.path, known.gone) == ((), False)
+
+
+async def test_a_job_without_tokens_goes_on_from_whatever_is_known(
+    broker: Broker, take: Take
+) -> None:
+    await finished(broker, take, "a", new("a/0", "", 3))
+    await broker.enqueue([job("c")])
+    (lease,) = await take()
+    assert (await broker.recall(lease, "s", ["after a/0"])).path
+    await broker.forget("s")
+    known = await broker.recall(lease, "s", ["after a/0"])
+    assert (known.path, known.gone) == ((), False)
 
 
 async def test_a_turn_is_written_with_its_reply_and_once(
@@ -64,9 +115,9 @@ async def test_a_turn_is_written_with_its_reply_and_once(
     turns = await broker.turns("s")
     assert [turn.rollout_id for turn in turns] == ["a/0", "a/1"]
     assert abs(turns[0].at_ms - look.now_ms()) < 60_000
-    assert (await broker.recall("s", [])).turns == 2
+    assert (await broker.recall(ASKER, "s", [])).turns == 2
     size = sum(len(turn.node) for turn in end.turns)
-    assert (await broker.recall("s", [])).bytes == size
+    assert (await broker.recall(ASKER, "s", [])).bytes == size
     assert 0 < look("PTTL", broker.keys.session("s")) <= SIX_HOURS_MS
 
 
@@ -74,7 +125,7 @@ async def test_the_first_of_two_equal_conversations_is_gone_on_from(
     broker: Broker, take: Take
 ) -> None:
     await finished(broker, take, "a", new("a/0", "", 3, mark="same"), new("a/1", mark="same"))
-    known = await broker.recall("s", ["same"])
+    known = await broker.recall(ASKER, "s", ["same"])
     assert [name for name, _ in known.path] == ["a/0"]
 
 
@@ -121,7 +172,7 @@ async def test_a_full_session_says_so_and_a_large_one_is_read_whole(
     for start in range(0, SESSION_TURNS, 512):
         names = [f"j{start}/{i}" for i in range(512)]
         await finished(broker, take, f"j{start}", *(new(name, "", 3) for name in names))
-    assert (await broker.recall("s", ["none"])).full
+    assert (await broker.recall(ASKER, "s", ["none"])).full
     turns = await broker.turns("s")
     assert len({turn.rollout_id for turn in turns}) == SESSION_TURNS
     assert [turn.rollout_id for turn in turns[:2]] == ["j0/0", "j0/1"]

@@ -199,6 +199,26 @@ def test_a_released_session_begins_anew(client: Client, serve: Serve) -> None:
     assert trained([sample]) == drawn(talk.states[-1])
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_session_released_between_two_attempts_of_a_job_puts_no_other_prompt_before_its_tokens(
+    client: Client, serve: Serve, look: Look, *, streamed: bool
+) -> None:
+    victim = serve(lease_s=0.9, slots=1, checkpoint_tokens=5)
+    talk = Talk(client)
+    talk.say("one", "first")
+    talk.messages.append({"role": "user", "content": "two"})
+    script = {"script": {"text": "x" * 200, "ms_per_token": 20}}
+    body = {"messages": talk.messages, "stream": streamed, "rollout": script}
+    future = client.submit(body, session=SESSION)
+    wait_until(lambda: int(look.reply(future.job_id).get("kept:0", 0)) >= 10, "some are kept")
+    victim.kill()
+    assert client.session(SESSION).release().result(LIMIT_S)
+    serve(lease_s=0.9, slots=1)
+    reply = future.result(LIMIT_S)
+    assert (reply.attempts, reply.status, reply.code) == (2, "failed", 410)
+    assert reply.error == "session_released"
+
+
 async def test_a_session_can_be_awaited(client: Client, serve: Serve) -> None:
     serve()
     await client.sample("text", session="t")

@@ -70,15 +70,16 @@ class Job:
         streamed = Streamed("job", "m", 7, (self.prompt,), False, (), ByteTokenizer().token_bytes)
         return Framer(lambda: self.dialect.stream(streamed), [sample], "job")
 
-    def answer(self) -> Answer:
+    def body(self) -> bytes:
         states: tuple[RolloutState, ...] = (self.state,)
-        return Answer("job", "m", 7, states, (), 1, 10**6, ByteTokenizer().token_bytes)
+        spelled = ByteTokenizer().token_bytes
+        return self.dialect.respond(Answer("job", "m", 7, states, (), 1, 10**6, spelled))
 
     def frames(self, cuts: Sequence[int]) -> list[bytes]:
         """Of the segments between these positions, and of the end."""
         framer = self.framer(self.sample())
         segments = [framer.add(self.segment(self.ids, a, b)) for a, b in pairwise(cuts) if a < b]
-        return [*(segment.frames for segment in segments), framer.end(self.answer())]
+        return [*(segment.frames for segment in segments), framer.end(self.body())]
 
 
 def cut(job: Job, data: st.DataObject) -> list[int]:
@@ -136,7 +137,7 @@ def test_another_attempt_goes_on_with_the_very_next_byte(
         new = checkpoint.segments()
         checkpoint.written(new)
         resumed += new
-    rest, last = checkpoint.rest(job.answer())
+    rest, last = checkpoint.rest(job.body())
     assert [*(one.frames for one in (*resumed, *rest)), last] == whole[len(segments[:kept]) :]
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from starlette.types import Message
+from starlette.requests import Request as Incoming
+from starlette.types import Message, Scope
 
 from producer_sdk.exchange.request import Request, job_id_of, options_of, wants_frames
 from producer_sdk.exchange.response import of_error, of_reply
 from producer_sdk.exchange.route import PROTOCOLS, protocol_of
-from producer_sdk.gateway.intake import headers_of, read_body
+from producer_sdk.gateway.intake import Intake, headers_of
 from producer_sdk.gateway.keys import Keyring, Role
 from producer_sdk.gateway.metrics import Metrics
 from producer_sdk.gateway.patience import Leaving, Patience
@@ -159,35 +160,75 @@ class Wire:
     def __init__(self, *parts: bytes) -> None:
         self.left = list(parts)
         self.read = 0
+        self.more = False
+        """Whether more is announced than comes."""
 
     async def __call__(self) -> Message:
         if not self.left:
             await asyncio.Event().wait()
         self.read += 1
-        return {"type": "http.request", "body": self.left.pop(0), "more_body": bool(self.left)}
+        body = self.left.pop(0)
+        return {"type": "http.request", "body": body, "more_body": self.more or bool(self.left)}
+
+
+class Arriving:
+    """A request whose body is on its way to a gateway, which holds it."""
+
+    def __init__(self, wire: Wire, headers: dict[str, str] | None = None, **given: object) -> None:
+        told = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        self.scope: Scope = {"type": "http", "headers": told, "state": {}}
+        self.metrics = Metrics()
+        self.intake = Intake(settings(**given), self.metrics)
+        self._incoming = Incoming(self.scope, wire)
+
+    async def read(self) -> bytes:
+        return await self.intake.read(self._incoming)
 
 
 async def test_a_body_is_read_in_parts() -> None:
-    assert await read_body(Wire(b"a", b"", b"b"), {}, settings()) == b"ab"
+    assert await Arriving(Wire(b"a", b"", b"b")).read() == b"ab"
 
 
 async def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
     wire = Wire(b"x")
     with pytest.raises(BodyTooLarge):
-        await read_body(wire, {"content-length": str(MAX_BODY_BYTES + 1)}, settings())
+        await Arriving(wire, {"content-length": str(MAX_BODY_BYTES + 1)}).read()
     assert wire.read == 0
 
 
 async def test_a_body_that_turns_out_too_large_is_read_no_further() -> None:
     wire = Wire(*[b"x" * (MAX_BODY_BYTES // 4)] * 9)
     with pytest.raises(BodyTooLarge):
-        await read_body(wire, {}, settings())
+        await Arriving(wire).read()
     assert wire.read == 5
 
 
 async def test_a_body_that_does_not_come_is_given_up() -> None:
     with pytest.raises(RequestTooSlow):
-        await read_body(Wire(), {}, settings(body_s=0.01))
+        await Arriving(Wire(), arrival_s=0.01).read()
+
+
+async def test_a_body_counts_while_it_arrives_and_until_its_request_has_ended() -> None:
+    whole, stops = Wire(b"x" * 300, b"x" * 300), Wire(b"x" * 600)
+    stops.more = True
+    read, stopped = Arriving(whole), Arriving(stops, arrival_s=0.05)
+    await read.read()
+    with pytest.raises(RequestTooSlow):
+        await stopped.read()
+    for one in (read, stopped):
+        assert one.metrics.open_body_bytes == 600
+        one.intake.let_go(one.scope)
+        assert one.metrics.open_body_bytes == 0
+
+
+async def test_a_body_for_which_there_is_no_room_is_read_no_further() -> None:
+    wire = Wire(*[b"x" * 4_000_000] * 4)
+    arriving = Arriving(wire, most_body_mb=16)
+    arriving.metrics.open_body_bytes = 7_000_000
+    with pytest.raises(QueueFull):
+        await arriving.read()
+    arriving.intake.let_go(arriving.scope)
+    assert (wire.read, arriving.metrics.open_body_bytes) == (3, 7_000_000)
 
 
 def test_long_paths_and_headers_are_refused() -> None:

@@ -5,7 +5,8 @@ from typing import cast
 import pytest
 from msgspec.structs import replace
 
-from protocols.codec import unpack_states
+from protocols.codec import encode_json, unpack_states
+from protocols.dialects import dialect_of
 from protocols.dialects.base import Answer, Dialect, Normal, Options, Script
 from protocols.errors import RolloutError
 from protocols.message import CallGuide, Message, Reasoning, Text, Thinking, Tool, ToolUse
@@ -18,6 +19,7 @@ from worker.outcome import Completed, Ended, Outcome
 from worker.pipeline import Attempt, run_job
 
 LOOK = Tool("look", parameters='{"required":["at"],"properties":{"at":{"type":"integer"}}}')
+HELLO = [{"role": "user", "content": "hi"}]
 STATE = RolloutState(message=(Message("user", (Text("hi"),)),), tools=(LOOK,))
 
 
@@ -113,3 +115,26 @@ async def test_what_the_template_refuses_is_the_jobs_fault(monkeypatch: pytest.M
     )
     assert isinstance(outcome, Ended)
     assert (outcome.error.http_status, outcome.error.code) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "name", ["openai.chat", "openai.completions", "claude.messages", "generate"]
+)
+async def test_a_streamed_answer_is_made_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dialect, answers = dialect_of(name), list[Answer]()
+    respond = dialect.respond
+
+    def counted(_: Dialect, answer: Answer) -> bytes:
+        answers.append(answer)
+        return respond(answer)
+
+    monkeypatch.setattr(type(dialect), "respond", counted)
+    asked = {"max_tokens": 9, "stream": True}
+    said = {"prompt": "hi"} if name in ("openai.completions", "generate") else {"messages": HELLO}
+    body = {**said, "stream": True} if name == "generate" else {**said, **asked}
+    fields = {b"body": encode_json(body), b"protocol": name.encode()}
+    lease = Lease(job_id="j", fence="1:n", lane="normal", left_ms=None, fields=fields)
+    outcome = await run_job(Attempt(lease), ScriptedEngine(), "pool")
+    assert isinstance(outcome, Completed)
+    assert outcome.frames
+    assert len(answers) == 1

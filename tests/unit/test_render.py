@@ -266,6 +266,12 @@ def test_reasoning_that_the_template_has_no_switch_for_is_told_as_ignored(
     engine.tokenizer.template = Template(options=frozenset({"enable_thinking"}))
     given = replace(normal(message=(ASKED,), reasoning=reasoning), ignored=("x",))
     assert heard(given, engine).ignored == ignored
+    strict = replace(given, options=Options(unsupported="error"))
+    if "reasoning" in ignored:
+        with pytest.raises(UnsupportedOption, match="`reasoning`: the chat template"):
+            heard(strict, engine)
+    else:
+        assert heard(strict, engine) == strict
 
 
 async def test_tools_count_as_part_of_the_prompt() -> None:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from protocols import codec
-from protocols.errors import InvalidRequest
+from protocols.errors import InvalidRequest, SessionReleased
+from protocols.job import Segment
 from protocols.message import (
     Block,
     Message,
@@ -15,6 +17,7 @@ from protocols.message import (
     ToolResult,
     ToolUse,
 )
+from protocols.queue.rows import Lease
 from protocols.rollout_state import Logprobs, RolloutState, SessionPlace, TokenIds
 from protocols.session import SESSION_TURNS, Node, Recalled, trail
 from worker.outcome import Completed
@@ -22,6 +25,7 @@ from worker.session import REWRITTEN, UNKNOWN, Recall, Thread, Write, kept_in, p
 
 END, EOM, ROLE = 1000, 1001, 1002
 SPECIAL = {"<end>": END, "<eom>": EOM, "<role>": ROLE}
+LEASE = Lease("j9", "1:n", "normal", None, {})
 DRAWN = 5000
 """Tokens of an answer, which no text gives: whoever tokenizes it again does not get them."""
 QUESTION = Message("user", (Text("Q"),))
@@ -192,7 +196,7 @@ def test_a_template_that_shows_no_last_answer_begins_a_branch(write: Write) -> N
 
 
 def recalling(known: Recalled, marks: list[Sequence[str]]) -> Recall:
-    async def recall(_: str, asked_for: Sequence[str]) -> Recalled:
+    async def recall(_lease: Lease, _session: str, asked_for: Sequence[str]) -> Recalled:
         marks.append(asked_for)
         return known
 
@@ -202,18 +206,26 @@ def recalling(known: Recalled, marks: list[Sequence[str]]) -> Recall:
 async def test_beginnings_that_end_in_an_answer_are_looked_up_the_longest_first() -> None:
     state = asked(QUESTION, answered(Text("A")), MORE, answered(Text("B")), MORE)
     marks: list[Sequence[str]] = []
-    found = await thread_of("s", state, recalling(Recalled(), marks))
+    found = await thread_of(LEASE, "s", state, recalling(Recalled(), marks))
     assert found is not None
     whole = trail(state.message, ())
     assert (marks, found.marks) == ([[whole[4], whole[2]]], whole)
-    assert await thread_of(None, state, recalling(Recalled(), marks)) is None
+    assert await thread_of(LEASE, None, state, recalling(Recalled(), marks)) is None
     assert len(marks) == 1
 
 
 async def test_a_full_session_is_refused_before_any_work() -> None:
     full = recalling(Recalled(turns=SESSION_TURNS), [])
     with pytest.raises(InvalidRequest, match=r"'s' has 4096 turns .* release it"):
-        await thread_of("s", asked(QUESTION), full)
+        await thread_of(LEASE, "s", asked(QUESTION), full)
+    kept = Segment(0, 0, TokenIds([7]), Logprobs([-1.0]), TokenIds(), Logprobs(), 0)
+    assert await thread_of(replace(LEASE, kept=(kept,)), "s", asked(QUESTION), full)
+
+
+async def test_tokens_whose_turn_is_gone_are_given_up() -> None:
+    gone = recalling(Recalled(gone=True), [])
+    with pytest.raises(SessionReleased, match=r"'s' was released while job j9 was generated"):
+        await thread_of(LEASE, "s", asked(QUESTION), gone)
 
 
 def test_what_a_session_keeps_of_an_answer_is_only_what_is_new() -> None:

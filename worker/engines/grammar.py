@@ -47,17 +47,6 @@ def grammar_of(guide: Guide, markup: Markup, thinking: Thinking) -> str:
     return "\n".join([_start(markup, thinking), *answer, ""])
 
 
-def thinking_of(prompt_end: str, markup: Markup, *, thinks: bool) -> Thinking:
-    """What the last text of a prompt says of thinking; `thinks`: whether the model may begin it itself."""
-    if markup.thinking is None:
-        return "none"
-    opens, closes = (one.strip() for one in markup.thinking)
-    end = prompt_end.rstrip()
-    if end.endswith(opens):
-        return "open"
-    return "may" if thinks and not end.endswith(closes) else "none"
-
-
 def _start(markup: Markup, thinking: Thinking) -> str:
     if thinking == "none" or markup.thinking is None:
         return "start: answer"

@@ -19,14 +19,13 @@ from protocols.errors import EngineFailed, InvalidRequest, RolloutError, Unsuppo
 from protocols.message import Guide
 from worker.engines.base import Call, Tokenizer
 
-from .grammar import field_of, grammar_of, thinking_of
+from .grammar import Thinking, field_of, grammar_of
+from .opening import opening_of
 
 MOST_KEPT = 32
 """Compiled grammars."""
 AT_ONCE = 2
 """Threads that compile."""
-PROMPT_END_TOKENS = 16
-"""In which it is looked whether the prompt has begun the thinking."""
 _PLACE = re.compile(r"^(at \d+\(\d+\): )?(failed to compile JSON schema: )?")
 _GRAMMAR = re.compile(r"\n *1 \| |\n<")
 _QUIET = 0
@@ -134,9 +133,7 @@ class Guides:
         return matcher
 
     def _fresh(self, guide: Guide, prompt_ids: Sequence[int]) -> LLMatcher:
-        markup = self._tokenizer.markup
-        end = self._tokenizer.decode(prompt_ids[-PROMPT_END_TOKENS:], skip_special_tokens=False)
-        text = grammar_of(guide, markup, thinking_of(end, markup, thinks=self._thinks))
+        text = grammar_of(guide, self._tokenizer.markup, self._thinking(prompt_ids))
         with self._one:
             found = self._compiled.get(text)
             if found is not None:
@@ -163,6 +160,15 @@ class Guides:
                 f"`{field}`: the schema cannot be followed: {_said(made.get_error())}", param=field
             )
         return made
+
+    def _thinking(self, prompt_ids: Sequence[int]) -> Thinking:
+        match opening_of(prompt_ids, self._tokenizer):
+            case "opened":
+                return "open"
+            case "closed":
+                return "none"
+            case "unsaid":
+                return "may" if self._thinks else "none"
 
     @cached_property
     def _thinks(self) -> bool:
