@@ -111,7 +111,7 @@ class Config(BaseSettings):
         default=0.8, gt=0, lt=1, description="lmdeploy: share of the free GPU memory for KV"
     )
     prefix_caching: bool = Field(
-        default=True, description="lmdeploy: keep the KV of common beginnings"
+        default=True, description="torch, lmdeploy: keep the KV of common beginnings"
     )
     gpus: str = Field(
         default="", description="as 0-7: one worker process for each --tp of these GPUs"

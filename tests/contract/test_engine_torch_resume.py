@@ -105,7 +105,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def engine(directory: Path) -> AsyncIterator[TorchEngine]:
-    async with running(directory, slots=4, prefill_chunk_tokens=16) as started:
+    # as in another worker, which has forwarded none of it
+    async with running(
+        directory, slots=4, prefill_chunk_tokens=16, prefix_caching=False
+    ) as started:
         yield started
 
 
@@ -248,7 +251,7 @@ async def test_many_kept_tokens_do_not_hold_others_up(directory: Path) -> None:
             arrivals.extend(name for _ in segment.token_ids)
 
     asked = call([9], max_tokens=200, min_tokens=200, sampling_seed=3)
-    async with running(directory, prefill_chunk_tokens=8) as engine:
+    async with running(directory, prefill_chunk_tokens=8, prefix_caching=False) as engine:
         (whole,) = await draw(engine, asked)
         other = engine.generate(call([3], max_tokens=230, min_tokens=230))
         await anext(aiter(other))
@@ -262,7 +265,7 @@ async def test_many_kept_tokens_do_not_hold_others_up(directory: Path) -> None:
 
 
 async def test_giving_up_while_it_catches_up_spares_the_others(directory: Path) -> None:
-    async with running(directory, slots=3, prefill_chunk_tokens=4) as engine:
+    async with running(directory, slots=3, prefill_chunk_tokens=4, prefix_caching=False) as engine:
         asked = [call([seed + 2] * 9, sampling_seed=seed) for seed in range(3)]
         whole = [(await draw(engine, one))[0] for one in asked]
         long = call([7], n=2, max_tokens=220, min_tokens=220)
