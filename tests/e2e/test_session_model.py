@@ -1,15 +1,19 @@
-"""An agent on a real model, in the full form for twenty turns: what is exported is what the engine saw and drew."""
+"""An agent on a real model, in the full form for twenty turns: what is exported is what the engine saw and drew,
+and no token goes through the model twice.
+"""
 
 import asyncio
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from redis import Redis
 
 from producer_sdk import Client, RolloutState
 from protocols.rollout_state import TokenIds
 from tests.form import FULL
-from tests.worker_process import StartWorker
+from tests.pool_look import wait_until
+from tests.worker_process import StartWorker, WorkerProcess
 from worker.engines.hf_tokenizer import HFTokenizer
 from worker.engines.torch_engine.checkpoint import locate
 
@@ -91,7 +95,29 @@ async def test_a_session_of_many_turns_is_exported_without_one_token_of_drift(
     assert [token for token, mask in trained if mask] == drawn
     kept = zip(sample.logprobs, sample.response_mask, strict=True)
     assert [p for p, mask in kept if mask] == [p for state in states for p in state.logprobs]
+    # each turn forwards what is new and the token before, whose like was the only one of the last turn not forwarded
+    assert (
+        _forwarded_tokens(worker, sum(len(state.response_ids) for state in states))
+        == len(whole) - 1
+    )
     _report(whole, states, drift)
+
+
+def _forwarded_tokens(worker: WorkerProcess, drawn: int) -> int:
+    """By the engine's own count, once a heartbeat has told of all that was drawn."""
+    told: dict[str, int] = {}
+    with Redis.from_url(worker.url, protocol=2) as redis:  # pyright: ignore[reportUnknownMemberType]
+
+        def all_told() -> bool:
+            key, fields = (
+                f"rollout:{{{worker.pool}}}:worker:{worker.worker_id}",
+                ["forwarded_tokens", "generated_tokens"],
+            )
+            told.update(zip(fields, map(int, cast("Any", redis).hmget(key, fields)), strict=True))
+            return told["generated_tokens"] >= drawn
+
+        wait_until(all_told, "a heartbeat with the end")
+    return told["forwarded_tokens"]
 
 
 def _report(whole: list[int], states: list[RolloutState], drift: int) -> None:

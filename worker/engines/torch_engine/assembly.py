@@ -72,14 +72,15 @@ def assemble(settings: Settings) -> Parts:
     chunk_tokens = min(settings.prefill_chunk_tokens, context_tokens)
     stop_ids = model.stop_ids | tokenizer.stop_ids
     # prompts are forwarded outside the rows, in the room of one context; a quarter at most keeps prefixes
-    kept_tokens = min(budget_tokens // 4, budget_tokens - 2 * context_tokens)
+    spare_tokens = min(budget_tokens // 4, budget_tokens - 2 * context_tokens)
+    kept_tokens = spare_tokens if settings.prefix_caching else 0
     rows_tokens = budget_tokens - context_tokens - kept_tokens
     return Parts(
         tokenizer=tokenizer,
         runner=Runner(
             model,
             like.fresh(settings.slots, rows_tokens),
-            PrefixKV(like, kept_tokens if settings.prefix_caching else 0),
+            PrefixKV(like, kept_tokens),
             Schedule(settings.slots, rows_tokens, chunk_tokens, context_tokens),
             chunk_tokens,
         ),

@@ -72,6 +72,8 @@ class PrefixTree:
         path, last = self._walk(ids)
         self._touch(path)
         start = sum(len(node.ids) for node in path[:-1]) + last
+        if start == len(ids):
+            return Added(start, [])
         end = path[-1] if last == len(path[-1].ids) else self._split(path[-1], last)
         places = self._take_places(len(ids) - start, end)
         if places:

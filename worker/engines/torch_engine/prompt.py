@@ -25,31 +25,19 @@ class Prompts:
         self.requests = requests
         self._model = model
         self._prefixes = prefixes
-        lengths = [len(request.prompt_ids) for request in requests]
-        behind = max(lengths)
-        tokens = behind + (len(requests) > 1)
+        self._rows = {request: row for row, request in enumerate(requests)}
+        self._behind = max(len(request.prompt_ids) for request in requests)
+        """A position behind all tokens, where padding goes."""
+        tokens = self._behind + (len(requests) > 1)
         self._kv = like.fresh(len(requests), len(requests) * tokens)
         self._kv.reserve(len(requests), tokens, tokens)
+        # the last token is forwarded all the same: its logits are not kept
         starts = [
-            # the last token is forwarded all the same: its logits are not kept
             prefixes.copy_out(request.prompt_ids[:-1], self._kv, row)
-            for row, request in enumerate(requests)
+            for request, row in self._rows.items()
         ]
-        widths = [length - start for length, start in zip(lengths, starts, strict=True)]
-        self._width = max(widths)
-        ids = [
-            [*[0] * (self._width - width), *request.prompt_ids[-width:]]
-            for request, width in zip(requests, widths, strict=True)
-        ]
-        positions = [
-            [*[behind] * (self._width - width), *range(start, length)]
-            for start, length, width in zip(starts, lengths, widths, strict=True)
-        ]
-        self._token_ids = torch.tensor(ids, device=model.device)
-        self._positions = torch.tensor(positions, device=model.device)
-        self._unpadded_tokens = sum(widths)
+        self._token_ids, self._positions = self._front_padded(starts)
         self._done = 0
-        self._rows = {request: row for row, request in enumerate(requests)}
         self._logits: Tensor | None = None
 
     @property
@@ -59,17 +47,16 @@ class Prompts:
 
     def advance(self, chunk_tokens: int) -> int:
         """Forward the next columns, as many as `chunk_tokens` allow; returns the positions without padding."""
-        start, end = self._done, min(self._width, self._done + chunk_tokens)
-        positions = self._positions[:, start:end]
+        columns = slice(self._done, self._done + chunk_tokens)
+        positions = self._positions[:, columns]
         logits = self._model.decode(
-            self._token_ids[:, start:end], positions, int(positions.max()) + 1, self._kv
+            self._token_ids[:, columns], positions, int(positions.max()) + 1, self._kv
         )
-        self._done = end
-        if end < self._width:
-            return end - start
-        self._logits = logits
-        self._keep(logits)
-        return self._unpadded_tokens if len(self.requests) > 1 else end - start
+        self._done += positions.shape[1]
+        if self._done == self._positions.shape[1]:
+            self._logits = logits
+            self._keep(logits)
+        return int((positions < self._behind).sum())
 
     def logits(self, sample: Sample) -> Tensor:
         """From which the sample's first token is drawn: float32 `[vocabulary]`; the prompts are complete."""
@@ -80,6 +67,24 @@ class Prompts:
     def copy_into(self, kv: SlotKV, row: int, sample: Sample) -> None:
         """Begin the sample's row with its prompt's keys and values."""
         kv.copy_in(row, self._kv, self._rows[sample.request], len(sample.request.prompt_ids))
+
+    def _front_padded(self, starts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Ids and positions of what is left behind `starts`: `[rows, width]` each."""
+        ids = [
+            request.prompt_ids[start:] for request, start in zip(self.requests, starts, strict=True)
+        ]
+        width = max(map(len, ids))
+        device = self._model.device
+        return (
+            torch.tensor([[0] * (width - len(one)) + one.tolist() for one in ids], device=device),
+            torch.tensor(
+                [
+                    [self._behind] * (width - len(one)) + list(range(start, start + len(one)))
+                    for one, start in zip(ids, starts, strict=True)
+                ],
+                device=device,
+            ),
+        )
 
     def _keep(self, logits: Tensor) -> None:
         """What is no number in one place may have spread to earlier ones, which other prompts share."""

@@ -27,8 +27,9 @@ class Sample:
         self.index = index
         self.draws = draws
         self.limit = limit
-        self.token_ids = TokenIds([*request.prompt_ids, *draws.kept])
+        self.token_ids = TokenIds(request.prompt_ids)
         """Of prompt and response, so far."""
+        self.token_ids.extend(draws.kept)
         self.forwarded_tokens = len(request.prompt_ids)
         """How many of them its row holds keys and values of, once it has one; the position of the next."""
         self.ended = False
