@@ -77,7 +77,7 @@ SLOTS = 32
 SINGLES = 4
 RATE = 1.5
 """Arrivals a CPU second: about two thirds of what the engine can do."""
-ARRIVALS = 24
+ARRIVALS = 16
 FIRST_S, TOKEN_S = 2.0, 0.25
 TARGETS = {"static": 1.1, "continuous": 1.1, "single": 4.0, "arrivals": 1.5}
 
