@@ -43,34 +43,8 @@ from worker.engines.torch_engine import Settings, TorchEngine
 from worker.engines.torch_engine.checkpoint import locate
 
 TOPICS = (
-    *(
-        "rain",
-        "rivers",
-        "moons",
-        "bread",
-        "cats",
-        "trains",
-        "mountains",
-        "coffee",
-        "music",
-        "chess",
-        "bees",
-    ),
-    *(
-        "glass",
-        "paper",
-        "ships",
-        "stars",
-        "salt",
-        "wind",
-        "gold",
-        "maps",
-        "clocks",
-        "tea",
-        "rice",
-        "oaks",
-    ),
-    *("bridges", "snow", "whales", "sand", "ink", "wool", "bicycles", "lamps", "kites"),
+    "rain rivers moons bread cats trains mountains coffee music chess bees glass paper ships stars salt "
+    "wind gold maps clocks tea rice oaks bridges snow whales sand ink wool bicycles lamps kites"
 )
 LENGTHS = (8, 16, 32, 64)
 SLOTS = 32
@@ -122,7 +96,7 @@ def requests(engine: Engine, number: int) -> list[Asked]:
             LENGTHS[i % len(LENGTHS)],
             1000 * number + i,
         )
-        for i, topic in enumerate(TOPICS)
+        for i, topic in enumerate(TOPICS.split())
         for text in [f"Write a short note about {topic}." + " Keep it plain and warm." * (i % 3)]
     ]
 
