@@ -9,10 +9,11 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, Gemma3TextConfig, GPT2Config, MistralConfig, PreTrainedConfig
+from transformers import LlamaConfig
 
 from protocols.errors import EngineFailed
 from protocols.rollout_state import TokenIds
+from tests.architectures import ARCHITECTURES
 from tests.plain_model import PlainModel, of_tokens
 from tests.tiny_model import TOKEN_BYTES, VOCABULARY, altered, save_tiny_model, sized
 from tests.torch_engine_calls import PROMPT, Said, call, read, running, say
@@ -78,8 +79,6 @@ async def test_a_prompt_that_came_before_forwards_its_last_token_alone(engine: T
 
 
 async def test_a_group_of_eight_on_512_tokens_forwards_its_prompt_once(tmp_path: Path) -> None:
-    from transformers import LlamaConfig
-
     wide = save_tiny_model(tmp_path / "wide", sized(LlamaConfig, max_position_embeddings=1024))
     prompt = [5 + i % 300 for i in range(512)]
     async with running(wide, slots=3) as engine:
@@ -198,33 +197,20 @@ async def test_what_is_no_number_is_not_kept(tmp_path: Path, model: Path) -> Non
     assert_same(said, expected)
 
 
-ARCHITECTURES: dict[str, PreTrainedConfig] = {
-    "gpt2, which has an embedding for each position of its context": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=0
-    ),
-    "mistral with a window": sized(MistralConfig, sliding_window=6),
-    "gemma3 with windows in one of two layers": sized(
-        Gemma3TextConfig,
-        head_dim=8,
-        sliding_window=6,
-        layer_types=["sliding_attention", "full_attention"],
-    ),
-    "gemma2, whose attention is not torch's": sized(Gemma2Config, head_dim=8, sliding_window=6),
-}
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 async def test_architectures_go_on_from_what_is_kept(name: str, tmp_path: Path) -> None:
     made = save_tiny_model(tmp_path / "model", ARCHITECTURES[name])
     prompts = [[*range(20 + fork), 300 + fork, *range(40, 45 + 4 * fork)] for fork in range(5)]
-    prompts.append([*range(50), *range(60, 73)])  # one less than the context
-    async with running(made, slots=3, context_tokens=64) as engine:
-        await say(engine, range(50))
+    whole = [i % VOCABULARY for i in range(255)]
+    async with running(made, slots=3, context_tokens=256) as engine:
+        await say(engine, whole[:250])
+        await say(engine, [*whole[:240], *prompts[0][-9:]])
         before = engine.counters()["forwarded_tokens"]
-        said = await asyncio.gather(*(say(engine, prompt) for prompt in prompts))
-        spared = sum(map(len, prompts)) - (engine.counters()["forwarded_tokens"] - before)
-    async with running(made, slots=1, context_tokens=64, prefix_caching=False) as forgetful:
-        for (one,), prompt in zip(said, prompts, strict=True):
+        said = await asyncio.gather(*(say(engine, prompt) for prompt in (*prompts, whole)))
+        sent = sum(map(len, prompts)) + len(whole)
+        spared = sent - (engine.counters()["forwarded_tokens"] - before)
+    async with running(made, slots=1, context_tokens=256, prefix_caching=False) as forgetful:
+        for (one,), prompt in zip(said, (*prompts, whole), strict=True):
             (alone,) = await say(forgetful, prompt)
             assert_same(one, alone)
-    assert spared > 0
+    assert spared > 250
