@@ -134,6 +134,8 @@ class Transformers:
         """The same weights."""
         loader = cast("Any", AutoModelForCausalLM)  # transformers' types are partial
         self._model = loader.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
+        # no end token: each request has its length. `generate` takes the model's own where it is given none
+        self._model.generation_config.eos_token_id = None
         self._sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
     def static(self, batch: list[Asked]) -> None:
@@ -143,9 +145,7 @@ class Transformers:
         ids = [[2] * pad + one.prompt_ids for pad, one in zip(padding, batch, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in padding]
         length = max(one.tokens for one in batch)
-        config = GenerationConfig(
-            max_new_tokens=length, eos_token_id=None, pad_token_id=2, **self._sampling
-        )
+        config = GenerationConfig(max_new_tokens=length, pad_token_id=2, **self._sampling)
         told = self._model.generate(
             input_ids=torch.tensor(ids),
             attention_mask=torch.tensor(mask),
