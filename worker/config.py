@@ -111,7 +111,7 @@ class Config(BaseSettings):
         default=0.8, gt=0, lt=1, description="lmdeploy: share of the free GPU memory for KV"
     )
     prefix_caching: bool = Field(
-        default=True, description="lmdeploy: keep the KV of common beginnings"
+        default=True, description="torch, lmdeploy: keep the KV of common beginnings"
     )
     routed_experts: bool = Field(
         default=False, description="lmdeploy: let jobs ask which experts each position went to"

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, cast
 
 import msgspec
@@ -167,17 +168,43 @@ async def test_going_on_behind_some_tokens_gives_the_same_answer(engine: TorchEn
     assert rest.logprobs == pytest.approx(whole.logprobs[10:], abs=TOLERATED)
 
 
-async def test_a_group_of_eight_forwards_its_prompt_once(engine: TorchEngine) -> None:
-    before = engine.counters()
-    call = Call(
-        asked(engine, "Name a bird."),
-        SampleParams(n=8, max_tokens=6, min_tokens=6, sampling_seed=3),
-    )
-    samples: list[list[int]] = [[] for _ in range(8)]
-    async for segment in engine.generate(call):
+async def forwarded(engine: TorchEngine, prompt_ids: Sequence[int], n: int) -> int:
+    """Positions of the prompt that go through the model for `n` samples of six tokens."""
+    before = engine.counters()["forwarded_tokens"]
+    params = SampleParams(n=n, max_tokens=6, min_tokens=6, sampling_seed=3)
+    samples: list[list[int]] = [[] for _ in range(n)]
+    async for segment in engine.generate(Call(TokenIds(prompt_ids), params)):
         samples[segment.index] += segment.token_ids
-    after = engine.counters()
-    assert [len(ids) for ids in samples] == [6] * 8
-    assert len({tuple(ids) for ids in samples}) > 1
-    forwarded = after["forwarded_tokens"] - before["forwarded_tokens"]
-    assert forwarded == len(call.prompt_ids) + 8 * 5  # a last token is not forwarded
+    assert [len(ids) for ids in samples] == [6] * n
+    assert n == 1 or len({tuple(ids) for ids in samples}) > 1
+    return engine.counters()["forwarded_tokens"] - before - n * 5  # a last token is not forwarded
+
+
+async def test_a_group_of_eight_forwards_its_prompt_once(engine: TorchEngine) -> None:
+    chance = Random(8)
+    prompt_ids = [chance.randrange(20, engine.vocabulary) for _ in range(512)]
+    assert await forwarded(engine, prompt_ids, 8) == 512
+    assert await forwarded(engine, [*prompt_ids, 44, 45, 46], 1) == 3
+
+
+async def test_turns_that_forward_only_what_is_new_are_those_of_an_engine_that_keeps_nothing(
+    engine: TorchEngine,
+) -> None:
+    said: list[Said] = []
+    params: dict[str, object] = {"temperature": 0.8, "sampling_seed": 5, "min_tokens": NEW_TOKENS}
+    prompt_ids = asked(engine, "Say a number, any number.")
+    for question in ("Why that one?", "Another one, please.", "And the sum of both?"):
+        said.append(await say(engine, prompt_ids, **params))
+        new = engine.tokenizer.encode_written(f"<|im_end|>\n<|im_start|>user\n{question}")
+        before = [*prompt_ids, *said[-1].ids]
+        prompt_ids = TokenIds([*before, *new])
+        assert await forwarded(engine, prompt_ids, 1) == len(new) + 1
+    forgetful = TorchEngine(Settings(slots=1, prefix_caching=False))
+    await forgetful.start()
+    try:
+        for one in said:
+            alone = await say(forgetful, one.prompt_ids, **params)
+            assert one.ids == alone.ids
+            assert one.logprobs == pytest.approx(alone.logprobs, abs=TOLERATED)
+    finally:
+        await forgetful.close()

@@ -6,19 +6,15 @@ from pathlib import Path
 import pytest
 from transformers import (
     BloomConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
     Lfm2Config,
     LlamaConfig,
     MambaConfig,
-    MistralConfig,
-    MptConfig,
     PreTrainedConfig,
     Qwen2Config,
 )
 
 from protocols.errors import ConfigError
+from tests.architectures import ARCHITECTURES
 from tests.plain_model import PlainModel, of_tokens
 from tests.tiny_model import VOCABULARY, altered, save_tiny_model, sized
 from tests.torch_engine_calls import running, say
@@ -30,31 +26,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
-ARCHITECTURES = {
+GENERATED = {
     "llama": sized(LlamaConfig),
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
-    ),
-    "mistral with a window": sized(MistralConfig, sliding_window=6),
     "qwen2 with windows in one of two layers": sized(
         Qwen2Config, use_sliding_window=True, sliding_window=6, max_window_layers=1
     ),
-    "gemma3 with windows in one of two layers": sized(
-        Gemma3TextConfig,
-        head_dim=8,
-        sliding_window=6,
-        layer_types=["sliding_attention", "full_attention"],
-    ),
-    "gemma2, whose attention is not torch's": sized(Gemma2Config, head_dim=8, sliding_window=6),
-    "mpt, whose positions are slopes": MptConfig(
-        vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=256
-    ),
+    **ARCHITECTURES,
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", GENERATED)
 async def test_architectures_generate_as_in_transformers(name: str, tmp_path: Path) -> None:
-    directory = save_tiny_model(tmp_path / "model", ARCHITECTURES[name])
+    directory = save_tiny_model(tmp_path / "model", GENERATED[name])
     plain = PlainModel(directory)
     prompts = [list(range(7, 7 + length)) for length in (1, 9, 30, 14)]
     async with running(directory, slots=3, prefill_chunk_tokens=16, context_tokens=100) as engine:

@@ -9,19 +9,12 @@ from random import Random
 import msgspec
 import pytest
 import pytest_asyncio
-from transformers import (
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    MistralConfig,
-    MptConfig,
-    PreTrainedConfig,
-)
 
 from protocols.errors import InvalidRequest
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, SampleParams, TokenIds
-from tests.tiny_model import VOCABULARY, save_tiny_model, sized
+from tests.architectures import ARCHITECTURES
+from tests.tiny_model import VOCABULARY, save_tiny_model
 from worker.engines.base import Call, Generation, Turn
 from worker.engines.torch_engine import Settings, TorchEngine
 
@@ -105,7 +98,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def engine(directory: Path) -> AsyncIterator[TorchEngine]:
-    async with running(directory, slots=4, prefill_chunk_tokens=16) as started:
+    # as in another worker, which has forwarded none of it
+    async with running(
+        directory, slots=4, prefill_chunk_tokens=16, prefix_caching=False
+    ) as started:
         yield started
 
 
@@ -136,24 +132,6 @@ async def test_the_rest_is_that_of_an_undisturbed_run(
     for cut in (1, 2, 16, 17, 18, 29, last):
         (rest,) = await resume(engine, asked, [whole], cut)
         assert_is_the_rest(rest, whole, cut)
-
-
-ARCHITECTURES: dict[str, PreTrainedConfig] = {
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
-    ),
-    "mistral with a window": sized(MistralConfig, sliding_window=6),
-    "gemma3 with windows in one of two layers": sized(
-        Gemma3TextConfig,
-        head_dim=8,
-        sliding_window=6,
-        layer_types=["sliding_attention", "full_attention"],
-    ),
-    "gemma2, whose attention is not torch's": sized(Gemma2Config, head_dim=8, sliding_window=6),
-    "mpt, whose positions are slopes": MptConfig(
-        vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=256
-    ),
-}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -248,7 +226,7 @@ async def test_many_kept_tokens_do_not_hold_others_up(directory: Path) -> None:
             arrivals.extend(name for _ in segment.token_ids)
 
     asked = call([9], max_tokens=200, min_tokens=200, sampling_seed=3)
-    async with running(directory, prefill_chunk_tokens=8) as engine:
+    async with running(directory, prefill_chunk_tokens=8, prefix_caching=False) as engine:
         (whole,) = await draw(engine, asked)
         other = engine.generate(call([3], max_tokens=230, min_tokens=230))
         await anext(aiter(other))
@@ -262,7 +240,7 @@ async def test_many_kept_tokens_do_not_hold_others_up(directory: Path) -> None:
 
 
 async def test_giving_up_while_it_catches_up_spares_the_others(directory: Path) -> None:
-    async with running(directory, slots=3, prefill_chunk_tokens=4) as engine:
+    async with running(directory, slots=3, prefill_chunk_tokens=4, prefix_caching=False) as engine:
         asked = [call([seed + 2] * 9, sampling_seed=seed) for seed in range(3)]
         whole = [(await draw(engine, one))[0] for one in asked]
         long = call([7], n=2, max_tokens=220, min_tokens=220)

@@ -62,7 +62,9 @@ async def test_after_an_update_the_engine_computes_with_the_new_weights(
     assert max(apart) > 1e-2
     await engine.update_weights(Weights(0))
     again = await answer(engine)
-    assert (again.ids, again.logprobs) == (before.ids, before.logprobs)
+    assert again.ids == before.ids
+    # the first ones lay in a mapped file, aligned otherwise, and products were rounded otherwise
+    assert again.logprobs == pytest.approx(before.logprobs, abs=1e-5)
 
 
 def in_two_shards(weights: dict[str, Tensor], directory: Path) -> None:

@@ -1,5 +1,6 @@
 """Which samples run next: order, rows and memory."""
 
+from collections.abc import Sized
 from random import Random
 
 from hypothesis import given
@@ -18,14 +19,19 @@ def request(prompt: int, most: int, n: int = 1) -> Request:
 
 
 def schedule(*requests: Request, slots: int = 4, budget: int = 1000, chunk: int = 32) -> Schedule:
-    made = Schedule(slots, budget, chunk)
+    made = Schedule(slots, budget, chunk, CONTEXT)
     made.waiting.extend(requests)
     return made
 
 
+def nothing(_prompt_ids: Sized) -> int:
+    """No prompt's beginning is known."""
+    return 0
+
+
 def started(made: Schedule) -> list[Request]:
     """Forward what is admitted and begin what is ready, as a step does."""
-    admitted = made.admit()
+    admitted = made.admit(nothing)
     for one in admitted:
         made.ready.extend(one.samples)
     return [sample.request for sample in made.begin()]
@@ -34,15 +40,22 @@ def started(made: Schedule) -> list[Request]:
 def test_short_prompts_are_forwarded_together_and_a_long_one_alone() -> None:
     short, long, last = [request(10, 5) for _ in range(4)], request(40, 5), request(2, 5)
     made = schedule(*short, long, last, slots=8)
-    assert made.admit() == short[:3]  # 4 x 10 positions would be more than a chunk
-    assert made.admit() == short[3:]
-    assert made.admit() == [long]
-    assert made.admit() == [last]
+    assert made.admit(nothing) == short[:3]  # 4 x 10 positions would be more than a chunk
+    assert made.admit(nothing) == short[3:]
+    assert made.admit(nothing) == [long]
+    assert made.admit(nothing) == [last]
 
 
 def test_padding_counts_in_a_chunk() -> None:
     first, wide = request(2, 5), request(20, 5)
-    assert schedule(first, wide).admit() == [first]
+    assert schedule(first, wide).admit(nothing) == [first]
+
+
+def test_only_what_is_not_known_counts_in_a_chunk_and_all_of_it_in_memory() -> None:
+    first, second, third = [request(30, 5) for _ in range(3)]
+    made = schedule(first, second, third)
+    assert made.admit(lambda prompt_ids: len(prompt_ids) - 2) == [first, second]  # 3 x 31 positions
+    assert made.admit(nothing) == [third]
 
 
 def test_a_prompt_waits_while_no_row_would_be_free() -> None:
@@ -53,7 +66,7 @@ def test_a_prompt_waits_while_no_row_would_be_free() -> None:
     group.samples[0].ended = group.samples[3].ended = True
     list(made.retire())
     assert [sample.request for sample in made.begin()] == [group] * 2
-    assert made.admit() == []
+    assert made.admit(nothing) == []
 
 
 def test_a_row_waits_until_all_rows_could_grow_to_their_end() -> None:
@@ -77,7 +90,7 @@ def test_samples_given_up_take_no_row_and_no_prompt_is_forwarded_for_them() -> N
     gone.stream.close()
     partly.stream.stop(1)
     made = schedule(gone, partly)
-    assert made.admit() == [partly]
+    assert made.admit(nothing) == [partly]
     made.ready.extend(partly.samples)
     assert [sample.index for sample in made.begin()] == [0, 2]
 
@@ -101,13 +114,12 @@ def resumed(*kept: int, most: int = 20, ended: tuple[int, ...] = ()) -> Request:
 
 def test_a_row_with_kept_tokens_is_behind_until_only_the_last_is_not_forwarded() -> None:
     fresh, one, three = resumed(0, 1, 3).samples
-    assert [(s.tokens, s.forwarded_tokens, s.behind) for s in (fresh, one, three)] == [
+    assert [(len(s.token_ids), s.forwarded_tokens, s.behind) for s in (fresh, one, three)] == [
         (10, 10, False),
         (11, 10, False),
         (13, 10, True),
     ]
-    three.unforwarded.popleft()
-    three.unforwarded.popleft()
+    assert three.forward(2) == [5, 5]
     assert (three.forwarded_tokens, three.behind) == (12, False)
     assert {s.reserved_tokens for s in (fresh, one, three)} == {30}
 
@@ -116,7 +128,7 @@ def test_a_row_is_moved_with_what_it_has_forwarded() -> None:
     gone, behind = request(4, 5), resumed(6)
     made = schedule(gone, behind)
     assert started(made) == [gone, behind]
-    behind.samples[0].unforwarded.popleft()
+    behind.samples[0].forward(1)
     gone.samples[0].ended = True
     assert list(made.retire()) == [(1, 0, 11)]
 
@@ -156,7 +168,7 @@ def test_every_sample_runs_once_in_order_within_rows_and_memory(
     begun: list[tuple[int, int]] = []
     while made.waiting or made.ready or made.rows:
         if not made.ready:
-            for one in made.admit():
+            for one in made.admit(nothing):
                 made.ready.extend(one.samples)
         begun += [(asked.index(sample.request), sample.index) for sample in made.begin()]
         assert made.rows, "nothing runs though something waits"

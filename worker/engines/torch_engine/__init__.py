@@ -2,8 +2,9 @@
 
 One thread moves all samples on, step by step (`loop`, `runner`): a chunk of waiting prompts is
 forwarded, samples whose prompt is there take free rows, and every row gets one token. `schedule`
-decides which, with integers alone; `model`, `prompt`, `kv` and `sampling` hold the tensors;
-`assembly` makes all that from the settings; `engine` is the event loop's side.
+decides which, and `prefix_tree` what is known already, with integers alone; `model`, `prompt`, `kv`,
+`prefix_kv` and `sampling` hold the tensors; `assembly` makes all that from the settings; `engine` is
+the event loop's side.
 """
 
 from importlib.util import find_spec
@@ -37,6 +38,7 @@ def build(config: Config) -> TorchEngine:
             threads=config.threads,
             kv_memory_bytes=config.kv_memory_bytes,
             context_tokens=config.context_tokens,
+            prefix_caching=config.prefix_caching,
             policy_version=config.policy_version,
         )
     )

@@ -18,6 +18,7 @@ from .checkpoint import locate
 from .host_memory import trim
 from .model import DTYPES, LanguageModel, load
 from .parameters import Parameters
+from .prefix_kv import PrefixKV
 from .probe import probe
 from .runner import Runner
 from .schedule import Request, Schedule
@@ -65,15 +66,24 @@ def assemble(settings: Settings) -> Parts:
     torch.set_num_threads(settings.threads or _threads())
     tokenizer = HFTokenizer(directory)
     model = load(directory, dtype, settings.device)
-    kv = probe(model, settings.slots, settings.kv_memory_bytes)
-    context_tokens = _context_tokens(settings, model, kv.budget_tokens)
+    like = probe(model)
+    budget_tokens = settings.kv_memory_bytes // like.token_bytes
+    context_tokens = _context_tokens(settings, model, budget_tokens)
     chunk_tokens = min(settings.prefill_chunk_tokens, context_tokens)
     stop_ids = model.stop_ids | tokenizer.stop_ids
-    # what is forwarded of prompts waits outside the rows: at most one context, or a chunk of short prompts
-    schedule = Schedule(settings.slots, kv.budget_tokens - context_tokens, chunk_tokens)
+    # prompts are forwarded outside the rows, in the room of one context; a quarter at most keeps prefixes
+    spare_tokens = min(budget_tokens // 4, budget_tokens - 2 * context_tokens)
+    kept_tokens = spare_tokens if settings.prefix_caching else 0
+    rows_tokens = budget_tokens - context_tokens - kept_tokens
     return Parts(
         tokenizer=tokenizer,
-        runner=Runner(model, kv, schedule, chunk_tokens),
+        runner=Runner(
+            model,
+            like.fresh(settings.slots, rows_tokens),
+            PrefixKV(like, kept_tokens),
+            Schedule(settings.slots, rows_tokens, chunk_tokens, context_tokens),
+            chunk_tokens,
+        ),
         context_tokens=context_tokens,
         vocabulary=model.vocabulary,
         stop_ids=stop_ids,

@@ -4,6 +4,7 @@ Every row has a position of its own. Rows 0 .. n - 1 are live; whoever retires a
 The tensors grow with use and stay within `budget_tokens` (rows x tokens), which the schedule sees to.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,25 +17,26 @@ _FIRST_TOKENS = 256
 class SlotKV(Cache):
     """What a Hugging Face model takes as its cache while it forwards tokens of live rows."""
 
-    def __init__(self, like: DynamicCache, slots: int, budget_tokens: int) -> None:
-        """For at most `slots` rows, with the layers, shapes and type of the cache `like`, which a prefill filled."""
+    def __init__(self, like: Sequence[Tensor], slots: int, budget_tokens: int) -> None:
+        """For at most `slots` rows, with layers, shapes and type of `like`: keys and values of each layer in turn."""
         super().__init__(layers=[])
         self._slots = slots
-        self.budget_tokens = budget_tokens
+        self._budget_tokens = budget_tokens
         """Most rows x tokens."""
-        layers = [states for one in range(len(like)) for states in layer_states(like, one)]
-        self._tensors = [
-            states.new_zeros(0, states.shape[1], 0, states.shape[3]) for states in layers
-        ]
+        self.tensors = [states.new_zeros(0, states.shape[1], 0, states.shape[3]) for states in like]
         self._rows = self._tokens = 0
-        self._row_index = torch.arange(slots, device=layers[0].device)
+        self._row_index = torch.arange(slots, device=like[0].device)
         self._first_row = self._length = 0
         self._positions = self._row_index[:, None]
 
     @property
     def token_bytes(self) -> int:
         """Memory of one token of one row, over all layers."""
-        return sum(one.shape[1] * one.shape[3] * one.element_size() for one in self._tensors)
+        return sum(one.shape[1] * one.shape[3] * one.element_size() for one in self.tensors)
+
+    def fresh(self, rows: int, budget_tokens: int) -> "SlotKV":
+        """Another of the same layers, empty."""
+        return SlotKV(self.tensors, rows, budget_tokens)
 
     def reserve(self, rows: int, tokens: int, longest: int) -> None:
         """Make room for `rows` rows of `tokens`, where no row will grow beyond `longest`."""
@@ -43,7 +45,7 @@ class SlotKV(Cache):
         wide = max(rows, self._rows if rows <= self._rows else min(2 * rows, self._slots))
         needed = min(max(_FIRST_TOKENS, 1 << (tokens - 1).bit_length()), longest)
         long = max(needed, self._tokens)
-        if wide * long > self.budget_tokens:
+        if wide * long > self._budget_tokens:
             wide, long = rows, needed
         self._resize(wide, long)
 
@@ -65,20 +67,19 @@ class SlotKV(Cache):
         keys = self._write(2 * layer_idx, key_states)
         return keys, self._write(2 * layer_idx + 1, value_states)
 
-    def copy_in(self, row: int, prompt: DynamicCache, line: int, tokens: int) -> None:
-        """Begin `row` with the first `tokens` of a prefilled prompt, `line` in its batch."""
-        for one in range(len(prompt)):
-            for which, states in enumerate(layer_states(prompt, one)):
-                self._tensors[2 * one + which][row, :, :tokens] = states[line, :, :tokens]
+    def copy_in(self, row: int, source: "SlotKV", line: int, tokens: int) -> None:
+        """Begin `row` with the first `tokens` of the row `line` of another."""
+        for target, states in zip(self.tensors, source.tensors, strict=True):
+            target[row, :, :tokens] = states[line, :, :tokens]
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy `tokens` of row `source` over row `target`."""
-        for states in self._tensors:
+        for states in self.tensors:
             states[target, :, :tokens] = states[source, :, :tokens]
 
     def clear(self, row: int) -> None:
         """Forget a row that may hold what is no number, which a mask would not hide from its next user."""
-        for states in self._tensors:
+        for states in self.tensors:
             states[row].zero_()
 
     def release(self) -> None:
@@ -86,25 +87,27 @@ class SlotKV(Cache):
         self._resize(0, 0)
 
     def _write(self, which: int, states: Tensor) -> Tensor:
-        tensor = self._tensors[which]
+        tensor = self.tensors[which]
         rows = slice(self._first_row, self._first_row + states.shape[0])
         tensor[self._row_index[rows, None], :, self._positions] = states.transpose(1, 2)
         return tensor[rows, :, : self._length]
 
     def _resize(self, rows: int, tokens: int) -> None:
         kept_rows, kept_tokens = min(rows, self._rows), min(tokens, self._tokens)
-        for which, old in enumerate(self._tensors):
+        for which, old in enumerate(self.tensors):
             # zeros: what a mask hides must still be a number
             new = old.new_zeros(rows, old.shape[1], tokens, old.shape[3])
             new[:kept_rows, :, :kept_tokens] = old[:kept_rows, :, :kept_tokens]
-            self._tensors[which] = new
+            self.tensors[which] = new
         self._rows, self._tokens = rows, tokens
 
 
-def layer_states(cache: DynamicCache, layer: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of a layer: `[batch, heads, tokens, dim]` each."""
-    states: Any = cache.layers[layer]  # of whatever class the model needs
-    keys, values = states.keys, states.values
-    if keys is None or values is None:
-        raise TypeError(f"layer {layer} keeps no keys and values")
-    return keys, values
+def all_states(cache: DynamicCache) -> list[Tensor]:
+    """Keys and values of each layer in turn: `[batch, heads, tokens, dim]` each."""
+    found: list[Tensor] = []
+    for number in range(len(cache)):
+        layer: Any = cache.layers[number]  # of whatever class the model needs
+        if layer.keys is None or layer.values is None:
+            raise TypeError(f"layer {number} keeps no keys and values")
+        found += layer.keys, layer.values
+    return found

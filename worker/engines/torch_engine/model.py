@@ -1,11 +1,10 @@
-"""A Hugging Face causal LM behind two typed calls: `prefill` a batch of prompts, `decode` tokens of rows.
+"""A Hugging Face causal LM behind one typed call, `decode`: the next tokens of some rows.
 
 Models call their attention masks and caches alike; the differences that matter here (sliding windows, which logits can
 be left out, the size of the context) are read from the configuration.
 """
 
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,22 +77,9 @@ class LanguageModel:
         buffers = {name for name, _ in self._network.named_buffers()}
         return Parameters(places(state), frozenset(buffers - state.keys()))
 
-    def prefill(
-        self, token_ids: Tensor, start: int, keep: Sequence[int], cache: DynamicCache
-    ) -> Tensor:
-        """Forward `token_ids` `[rows, width]` at positions from `start` on, adding to `cache`.
-
-        Returns float32 logits after the columns `keep`: `[rows, keep, vocabulary]`.
-        """
-        columns = torch.tensor(keep, device=self.device)
-        positions = torch.arange(start, start + token_ids.shape[1], device=self.device)
-        logits = self._forward(
-            input_ids=token_ids,
-            position_ids=positions.expand(token_ids.shape),
-            past_key_values=cache,
-            **({"logits_to_keep": columns} if self._keeps_logits else {}),
-        )
-        return (logits if self._keeps_logits else logits[:, columns]).float()
+    def forward(self, token_ids: Tensor, cache: DynamicCache) -> Tensor:
+        """One plain pass over a prompt `[width]`, which fills `cache`: float32 logits `[width, vocabulary]`."""
+        return self._forward(input_ids=token_ids[None], past_key_values=cache)[0].float()
 
     def decode(
         self, token_ids: Tensor, positions: Tensor, length: int, kv: SlotKV, first_row: int = 0

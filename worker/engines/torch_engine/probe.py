@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from protocols.errors import ConfigError
 
-from .kv import SlotKV
+from .kv import SlotKV, all_states
 from .model import LanguageModel
 
 _TOKENS = 8
@@ -17,14 +17,14 @@ _TOLERATED = {torch.float32: 0.01, torch.bfloat16: 0.3, torch.float16: 0.1}
 """Mean deviation over the spread of the logits. A wrong mask or position gives about 1."""
 
 
-def probe(model: LanguageModel, slots: int, kv_memory_bytes: int) -> SlotKV:
-    """Compare, which warms the model up too; returns empty rows within `kv_memory_bytes`.
+def probe(model: LanguageModel) -> SlotKV:
+    """Compare, which warms the model up too; returns rows like those that the model needs.
 
     Raises ConfigError where the two differ or the model cannot be run so at all.
     """
     try:
         with torch.inference_mode():
-            kv, deviation = _compare(model, slots, kv_memory_bytes)
+            kv, deviation = _compare(model)
     except (
         AttributeError,
         IndexError,
@@ -45,27 +45,29 @@ def probe(model: LanguageModel, slots: int, kv_memory_bytes: int) -> SlotKV:
     return kv
 
 
-def _compare(model: LanguageModel, slots: int, kv_memory_bytes: int) -> tuple[SlotKV, float]:
+def _compare(model: LanguageModel) -> tuple[SlotKV, float]:
     """The rows, and the largest deviation over the tolerated one."""
     ids = torch.arange(_TOKENS, device=model.device) * 7 % model.vocabulary
-    plain = model.prefill(ids[None], 0, range(_TOKENS), DynamicCache())[0]
+    plain = model.forward(ids, DynamicCache())
     cache = DynamicCache()
-    model.prefill(ids[None, :3], 0, [2], cache)
-    chunked = model.prefill(ids[None, 3:5], 3, [1], cache)[0, 0]
-    two_rows = SlotKV(cache, 2, 2 * _TOKENS)
+    model.forward(ids[:3], cache)
+    prompt, two_rows = (SlotKV(all_states(cache), rows, 2 * _TOKENS) for rows in (1, 2))
+    prompt.reserve(1, _TOKENS, _TOKENS)
     two_rows.reserve(2, _TOKENS, _TOKENS)
-    two_rows.copy_in(0, cache, 0, 3)
-    two_rows.copy_in(1, cache, 0, 3)
+    first = torch.arange(3, device=model.device)[None]
+    forwarded = model.decode(ids[first], first, 3, prompt)[0]
+    two_rows.copy_in(0, prompt, 0, 3)
+    two_rows.copy_in(1, prompt, 0, 3)
     between = torch.tensor([[3, 4]], device=model.device)
     extended = model.decode(ids[between], between, 5, two_rows, 1)[0]
-    found = [(chunked, plain[4]), (extended, plain[4])]
+    found = [(forwarded, plain[2]), (extended, plain[4])]
     for step in range(2):
         at = torch.tensor([[3], [5]], device=model.device) + step
         decoded = model.decode(ids[at], at, 6 + step, two_rows)
         found += [(decoded[0], plain[3 + step]), (decoded[1], plain[5 + step])]
     tolerated = _TOLERATED[model.dtype]
     deviation = max(_deviation(got, expected) for got, expected in found) / tolerated
-    return SlotKV(cache, slots, kv_memory_bytes // two_rows.token_bytes), deviation
+    return two_rows, deviation
 
 
 def _deviation(got: Tensor, expected: Tensor) -> float:

@@ -16,6 +16,7 @@ from worker.engines.weights import busy
 
 from .kv import SlotKV
 from .model import LanguageModel
+from .prefix_kv import PrefixKV
 from .prompt import Prompts
 from .sampling import Drawn, draw
 from .schedule import Request, Sample, Schedule
@@ -28,11 +29,17 @@ class Runner:
     """The model, the rows and the schedule, moved on step by step."""
 
     def __init__(
-        self, model: LanguageModel, kv: SlotKV, schedule: Schedule, chunk_tokens: int
+        self,
+        model: LanguageModel,
+        kv: SlotKV,
+        prefixes: PrefixKV,
+        schedule: Schedule,
+        chunk_tokens: int,
     ) -> None:
         """Idle; `chunk_tokens`: most positions that a step forwards before its rows' next ones."""
         self._model = model
         self._kv = kv
+        self._prefixes = prefixes
         self._schedule = schedule
         self._chunk_tokens = chunk_tokens
         self._prompts: Prompts | None = None
@@ -88,21 +95,27 @@ class Runner:
         self._schedule.clear()
         self._prompts = None
         self._kv.release()
+        self._prefixes.clear()
 
     def _retire(self) -> None:
         for row, sample in enumerate(self._schedule.rows):
             if sample.ended and sample.behind:
-                self._kv.clear(
-                    row
-                )  # nothing was drawn from it, so nobody looked whether it is finite
+                # nothing was drawn from it, so nobody looked whether it is finite
+                self._clear(row)
+            elif sample.ended:
+                self._prefixes.keep(sample.token_ids[: sample.forwarded_tokens], self._kv, row)
         for source, target, tokens in self._schedule.retire():
             self._kv.move(source, target, tokens)
+
+    def _clear(self, row: int) -> None:
+        self._kv.clear(row)
+        self._schedule.rows[row].forwarded_tokens = 0
 
     def _catch_up(self) -> int:
         """Forward kept tokens of rows that are behind, all but the last of each; returns how many."""
         done = 0
         for row, sample in enumerate(self._schedule.rows):
-            width = min(len(sample.unforwarded) - 1, self._chunk_tokens - done)
+            width = min(sample.unforwarded_tokens - 1, self._chunk_tokens - done)
             if width > 0:
                 self._forward([sample], width, row)
                 done += width
@@ -110,8 +123,9 @@ class Runner:
 
     def _prefill(self) -> None:
         if self._prompts is None:
-            admitted = self._schedule.admit()
-            self._prompts = Prompts(self._model, admitted) if admitted else None
+            admitted = self._schedule.admit(self._prefixes.known)
+            if admitted:
+                self._prompts = Prompts(self._model, self._kv, self._prefixes, admitted)
         prompts = self._prompts
         if prompts is None or prompts.complete:
             return
@@ -133,13 +147,19 @@ class Runner:
             self._reserve()
         for row, sample in enumerate(begun, start=len(self._schedule.rows) - len(begun)):
             prompts.copy_into(self._kv, row, sample)
+            if sample.unforwarded_tokens:
+                sample.forwarded_tokens = self._prefixes.copy_out(
+                    sample.token_ids[:-1], self._kv, row, sample.forwarded_tokens
+                )
         if not self._schedule.ready:
             self._prompts = None
         return [prompts.logits(sample) for sample in begun]
 
     def _reserve(self) -> None:
         rows = self._schedule.rows
-        self._kv.reserve(len(rows), max(sample.tokens for sample in rows), self._schedule.longest)
+        self._kv.reserve(
+            len(rows), max(len(sample.token_ids) for sample in rows), self._schedule.longest
+        )
 
     def _draw(self, begun: Sequence[Tensor], policy_version: int) -> Iterator[News]:
         rows = self._schedule.rows
@@ -147,7 +167,7 @@ class Runner:
         logits = [self._decode(going_on)] if going_on else []
         if begun:
             logits.append(torch.stack(list(begun)))
-        drawing = [row for row, sample in enumerate(rows) if not sample.unforwarded]
+        drawing = [row for row, sample in enumerate(rows) if not sample.unforwarded_tokens]
         if not drawing:
             return
         drawn = draw(_picked(torch.cat(logits), drawing), [rows[row].draws for row in drawing])
@@ -158,7 +178,7 @@ class Runner:
             if failure is None:
                 yield sample.request.stream, _segment(sample, drawn, place, policy_version)
                 continue
-            self._kv.clear(row)
+            self._clear(row)
             if not sample.ended:
                 sample.request.end()
                 yield sample.request.stream, failure
@@ -170,7 +190,7 @@ class Runner:
     def _forward(self, samples: Sequence[Sample], width: int, first_row: int) -> Tensor:
         """The next `width` tokens of each sample; returns the logits after the last."""
         starts = [sample.forwarded_tokens for sample in samples]
-        ids = [[sample.unforwarded.popleft() for _ in range(width)] for sample in samples]
+        ids = [sample.forward(width) for sample in samples]
         self._forwarded_tokens += len(samples) * width
         device = self._model.device
         return self._model.decode(
@@ -195,7 +215,7 @@ def _failure(sample: Sample, logprob: float) -> RolloutError | None:
 
 def _segment(sample: Sample, drawn: Drawn, place: int, policy_version: int) -> Segment:
     token_id = drawn.token_ids[place]
-    sample.unforwarded.append(token_id)
+    sample.token_ids.append(token_id)
     reason = sample.finish_reason
     sample.ended = sample.ended or reason is not None
     return Segment(

@@ -5,8 +5,9 @@ become ready. A ready sample takes a row as soon as there is one, and memory for
 full length: what began can always be finished. Order is kept throughout, so nothing starves.
 """
 
+from array import array  # noqa: TC003 - stands in quotes: not subscriptable at run time before 3.12
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, TokenIds
@@ -26,8 +27,11 @@ class Sample:
         self.index = index
         self.draws = draws
         self.limit = limit
-        self.unforwarded = deque(draws.kept)
-        """Tokens that it has and the model has not seen: the one drawn last, or what earlier attempts drew."""
+        self.token_ids = TokenIds(request.prompt_ids)
+        """Of prompt and response, so far."""
+        self.token_ids.extend(draws.kept)
+        self.forwarded_tokens = len(request.prompt_ids)
+        """How many of them its row holds keys and values of, once it has one; the position of the next."""
         self.ended = False
         """Whether it is finished, or its reader gave it up."""
 
@@ -37,26 +41,27 @@ class Sample:
         return len(self.request.prompt_ids) + self.limit
 
     @property
-    def tokens(self) -> int:
-        """Of prompt and response, so far."""
-        return len(self.request.prompt_ids) + self.draws.tokens
-
-    @property
-    def forwarded_tokens(self) -> int:
-        """Keys and values that its row holds; the position of the next."""
-        return self.tokens - len(self.unforwarded)
+    def unforwarded_tokens(self) -> int:
+        """How many it has and the model has not seen: the one drawn last, or what earlier attempts drew."""
+        return len(self.token_ids) - self.forwarded_tokens
 
     @property
     def behind(self) -> bool:
         """Whether a step does not bring its row to where a token is drawn."""
-        return len(self.unforwarded) > 1
+        return self.unforwarded_tokens > 1
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why it is whole; None while it is not."""
-        if self.unforwarded and self.unforwarded[-1] in self.draws.stop_ids:
+        if self.draws.tokens and self.token_ids[-1] in self.draws.stop_ids:
             return "stop"
         return "length" if self.draws.tokens >= self.limit else None
+
+    def forward(self, tokens: int) -> list[int]:
+        """The next tokens, which the model sees now."""
+        start = self.forwarded_tokens
+        self.forwarded_tokens += tokens
+        return self.token_ids[start : self.forwarded_tokens].tolist()
 
 
 class Request:
@@ -126,11 +131,17 @@ def _nothing_more(sample: Sample) -> Segment:
 class Schedule:
     """Requests that wait, samples whose prompt is forwarded, and the rows that generate."""
 
-    def __init__(self, slots: int, budget_tokens: int, chunk_tokens: int) -> None:
-        """`budget_tokens`: rows x longest row; `chunk_tokens`: prompts forwarded together are no more, padded."""
+    def __init__(
+        self, slots: int, budget_tokens: int, chunk_tokens: int, prompts_tokens: int
+    ) -> None:
+        """`budget_tokens`: rows x longest row.
+
+        Of prompts forwarded together no more than `chunk_tokens` are forwarded, padded, and `prompts_tokens` held.
+        """
         self._slots = slots
         self._budget_tokens = budget_tokens
         self._chunk_tokens = chunk_tokens
+        self._prompts_tokens = prompts_tokens
         self.waiting: deque[Request] = deque()
         self.ready: deque[Sample] = deque()
         self.rows: list[Sample] = []
@@ -140,13 +151,16 @@ class Schedule:
         """Tokens reserved by the longest row."""
         return max((sample.reserved_tokens for sample in self.rows), default=0)
 
-    def admit(self) -> list[Request]:
-        """Take the requests whose prompts are forwarded now, together; none while no row would be free."""
+    def admit(self, known: "Callable[[array[int]], int]") -> list[Request]:
+        """Take the requests whose prompts are forwarded now, together; none while no row would be free.
+
+        `known` says how many tokens of a prompt need not be forwarded.
+        """
         admitted: list[Request] = []
         free = self._slots - len(self.rows)
         while self.waiting and free > 0:
             request = self.waiting[0]
-            if not request.ended and not self._joins(request, admitted):
+            if not request.ended and not self._joins(request, admitted, known):
                 break
             self.waiting.popleft()
             if not request.ended:
@@ -181,11 +195,15 @@ class Schedule:
         self.waiting.clear()
         self.ready.clear()
 
-    def _joins(self, request: Request, admitted: Sequence[Request]) -> bool:
+    def _joins(
+        self, request: Request, admitted: Sequence[Request], known: "Callable[[array[int]], int]"
+    ) -> bool:
         """Whether a prompt comes with others in one chunk; a long one comes alone, chunk by chunk."""
-        batch = [*admitted, request]
-        padded = len(batch) * max(len(one.prompt_ids) for one in batch)
-        return len(batch) == 1 or padded <= self._chunk_tokens
+        prompts = [one.prompt_ids for one in (*admitted, request)]
+        forwarded = len(prompts) * max(len(one) - known(one) for one in prompts)
+        held = len(prompts) * (max(map(len, prompts)) + 1)  # one for what pads
+        fits = forwarded <= self._chunk_tokens and held <= self._prompts_tokens
+        return len(prompts) == 1 or fits
 
     def _fits(self, sample: Sample) -> bool:
         longest = max(self.longest, sample.reserved_tokens)

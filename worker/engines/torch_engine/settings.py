@@ -27,5 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens of prompt and response together; None: what the model was made for."""
     prefill_chunk_tokens: int = 512
     """Most positions of prompts or kept tokens forwarded between two steps of the samples under way."""
+    prefix_caching: bool = True
+    """Whether up to a quarter of `kv_memory_bytes` keeps keys and values for later prompts that begin alike."""
     policy_version: int = 0
     """Of the weights that it starts with."""
