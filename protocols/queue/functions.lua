@@ -73,9 +73,10 @@ local function error_body(protocol, code, message, id)
   return '{"error":{"message":"' .. message .. '","type":"' .. known[2] .. '","param":null,"code":"' .. code .. '"}}'
 end
 
--- The ends of jobs in one step: what concerns many of them at once is gathered here and written by `settle`.
-local function ends()
-  return { leases = {}, deadlines = {}, entries = {}, inboxes = {}, runs = {} }
+-- The ends of jobs in one step: what concerns many of them at once is gathered here and written by `settle`. `at` is the
+-- time as text: to make a number into an argument costs as much as a small command.
+local function ends(now)
+  return { at = tostring(now), leases = {}, deadlines = {}, entries = {}, inboxes = {}, runs = {} }
 end
 
 local function gather(map, key, value)
@@ -99,22 +100,28 @@ local function settle(P, gone)
   for run, ttl in pairs(gone.runs) do redis.call('PEXPIRE', P .. ':run:' .. run, ttl) end
 end
 
-local HELD = { 'status', 'fence', 'lane', 'entry', 'inbox', 'run', 'reply_ttl_ms', 'deadline_ms', 'protocol', 'attempts', 'worker', 'sha',
-  'checkpoints', 'started_ms', 'events', 'oldest_version', 'max_staleness', 'cancel', 'alone', 'queued_ms' }
+-- What a job's reply hash says, but for body and state: what nearly every step asks is read at once, the rest when asked.
+local LATER = {
+  __index = function(held, name)
+    local value = redis.call('HGET', held.key, name)
+    held[name] = value
+    return value
+  end,
+}
 
 local function held_of(P, id)
-  local values, held = redis.call('HMGET', P .. ':reply:' .. id, unpack(HELD)), {}
-  for i, name in ipairs(HELD) do held[name] = values[i] end
-  return held
+  local key = P .. ':reply:' .. id
+  local now = redis.call('HMGET', key, 'status', 'fence', 'lane', 'entry', 'deadline_ms', 'max_staleness', 'checkpoints')
+  return setmetatable({ key = key, status = now[1], fence = now[2], lane = now[3], entry = now[4], deadline_ms = now[5],
+    max_staleness = now[6], checkpoints = now[7] }, LATER)
 end
 
 -- The one place where a job ends. `result` is a flat list of the reply's fields, `last` one of what else ends its
 -- stream.
 local function conclude(P, gone, id, held, now, result, last)
-  local key = P .. ':reply:' .. id
-  local ttl = tonumber(held.reply_ttl_ms) or REPLY_TTL_MS
-  redis.call('HSET', key, 'finished_ms', now, unpack(result))
-  redis.call('PEXPIRE', key, ttl)
+  local ttl = held.reply_ttl_ms or REPLY_TTL_MS
+  redis.call('HSET', held.key, 'finished_ms', gone.at, unpack(result))
+  redis.call('PEXPIRE', held.key, ttl)
   gone.leases[#gone.leases + 1] = id
   if held.deadline_ms then gone.deadlines[#gone.deadlines + 1] = id end
   if held.entry then gather(gone.entries, held.lane, held.entry) end
@@ -127,14 +134,14 @@ local function conclude(P, gone, id, held, now, result, last)
 end
 
 -- Write down how an attempt ended; the last attempt needs none, its fields tell.
-local function note(P, id, held, now, what)
-  redis.call('HSET', P .. ':reply:' .. id, 'events', (held.events or '') ..
+local function note(held, now, what)
+  redis.call('HSET', held.key, 'events', (held.events or '') ..
     (held.started_ms or now) .. ' taken by ' .. (held.worker or '?') .. ';' .. now .. ' ' .. what .. ';')
 end
 
-local function kept_tokens(P, id, held)
+local function kept_tokens(held)
   if not held.checkpoints then return 0 end
-  local flat, total = redis.call('HGETALL', P .. ':reply:' .. id), 0
+  local flat, total = redis.call('HGETALL', held.key), 0
   for i = 1, #flat, 2 do
     if string.sub(flat[i], 1, 5) == 'kept:' then total = total + tonumber(flat[i + 1]) end
   end
@@ -161,23 +168,22 @@ local function whole(text, least)
   return number and number >= least and number
 end
 
--- A job comes to be: its reply hash, deadline and place in its run.
-local function bear(P, id, lane, entry, fields, sha, now)
-  local hash = { 'status', 'queued', 'sha', sha, 'protocol', fields.protocol or 'openai.chat', 'lane', lane, 'entry', entry, 'queued_ms', now }
-  for _, name in ipairs({ 'inbox', 'run' }) do
-    if fields[name] then hash[#hash + 1] = name; hash[#hash + 1] = fields[name] end
-  end
+-- A job comes to be, at a time as text: its reply hash, deadline and place in its run.
+local function bear(P, id, lane, entry, fields, sha, at)
+  local hash = { 'status', 'queued', 'sha', sha, 'protocol', fields.protocol or 'openai.chat', 'lane', lane, 'entry', entry, 'queued_ms', at }
+  if fields.inbox then hash[#hash + 1] = 'inbox'; hash[#hash + 1] = fields.inbox end
+  if fields.run then hash[#hash + 1] = 'run'; hash[#hash + 1] = fields.run end
   local ttl, timeout, staleness = whole(fields.reply_ttl_ms, 1), whole(fields.timeout_ms, 1), whole(fields.max_staleness, 0)
   if ttl then hash[#hash + 1] = 'reply_ttl_ms'; hash[#hash + 1] = ttl end
   if staleness then hash[#hash + 1] = 'max_staleness'; hash[#hash + 1] = staleness end
   if timeout then
-    local deadline = now + timeout
+    local deadline = at + timeout
     hash[#hash + 1] = 'deadline_ms'; hash[#hash + 1] = deadline
     redis.call('ZADD', P .. ':deadlines', deadline, id)
   end
   redis.call('HSET', P .. ':reply:' .. id, unpack(hash))
   if fields.run then
-    redis.call('ZADD', P .. ':run:' .. fields.run, now, id)
+    redis.call('ZADD', P .. ':run:' .. fields.run, at, id)
     redis.call('PERSIST', P .. ':run:' .. fields.run)
   end
 end
@@ -234,7 +240,7 @@ end
 
 -- Let jobs of a room go on, up to a score. -> how many
 local function promote(P, room, upto, now, most)
-  local gone, ids = ends(), due(P .. ':' .. room, upto, most)
+  local gone, ids = ends(now), due(P .. ':' .. room, upto, most)
   for _, id in ipairs(ids) do
     local held = held_of(P, id)
     redis.call('ZREM', P .. ':' .. room, id)
@@ -268,12 +274,13 @@ local function enqueue(keys, args)
   local P = keys[1]
   local missing = unprepared(P)
   if missing then return missing end
-  local now, out, i, refused = now_ms(), {}, 1, 0
+  local at, out, i, refused = tostring(now_ms()), {}, 1, 0
   redis.call('HINCRBY', P, 'enqueues', 1) -- so that a WAIT after it waits, also where all its jobs were known
   local room = (tonumber(redis.call('HGET', P, 'backlog')) or BACKLOG_JOBS) - backlog(P)
   while i <= #args do
     local id, lane, sha, count = args[i], args[i + 1], args[i + 2], tonumber(args[i + 3])
-    local known = redis.call('HMGET', P .. ':reply:' .. id, 'status', 'sha')
+    local key = P .. ':reply:' .. id
+    local known = redis.call('HMGET', key, 'status', 'sha')
     if not well_formed(id) or lane == 'resume' or not LANE[lane] then
       out[#out + 1] = 'invalid'
     elseif known[1] and known[2] ~= sha then
@@ -281,7 +288,7 @@ local function enqueue(keys, args)
     elseif known[1] then
       local fields = map_of({ unpack(args, i + 4, i + 3 + count) })
       if fields.inbox and (known[1] == 'queued' or known[1] == 'running') then
-        redis.call('HSET', P .. ':reply:' .. id, 'inbox', fields.inbox)
+        redis.call('HSET', key, 'inbox', fields.inbox)
       end
       out[#out + 1] = known[1]
     elseif room <= 0 then
@@ -290,7 +297,7 @@ local function enqueue(keys, args)
     else
       local flat = { unpack(args, i + 4, i + 3 + count) }
       local entry = redis.call('XADD', P .. ':jobs:' .. lane, '*', 'id', id, unpack(flat))
-      bear(P, id, lane, entry, map_of(flat), sha, now)
+      bear(P, id, lane, entry, map_of(flat), sha, at)
       room = room - 1
       out[#out + 1] = 'queued'
     end
@@ -304,13 +311,13 @@ local function admit(P, gone, lane, read, fields, now)
   local entry, flat = read[1], read[2]
   local id = fields.id or entry
   if not well_formed(id) then
-    bear(P, entry, lane, entry, fields, '', now)
+    bear(P, entry, lane, entry, fields, '', gone.at)
     conclude_error(P, gone, entry, held_of(P, entry), now, 'failed', 'invalid_request', '`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -')
     return
   end
   local held = held_of(P, id)
   if not held.status then
-    local born = tonumber(string.match(entry, '^%d+'))
+    local born = string.match(entry, '^%d+')
     bear(P, id, lane, entry, fields, redis.sha1hex((fields.protocol or 'openai.chat') .. '\0' .. (fields.body or '')), born)
     held = held_of(P, id)
     if #flat <= 2 * FIELDS_MOST then return id, held end
@@ -323,7 +330,7 @@ local function admit(P, gone, lane, read, fields, now)
     gather(gone.entries, lane, entry)
     return
   end
-  bear(P, entry, lane, entry, fields, sha, now)
+  bear(P, entry, lane, entry, fields, sha, gone.at)
   conclude_error(P, gone, entry, held_of(P, entry), now, 'failed', 'job_conflict', 'job id ' .. id .. ' belongs to another body; choose another id')
 end
 
@@ -446,7 +453,8 @@ local function take(keys, args)
   local before = taken_before(P, worker, nonce, now_ms())
   if before then return { gate, before, redis.call('HGET', P .. ':worker:' .. worker, 'take_hold') == '1' and 1 or 0 } end
 
-  local now, gone, jobs, leases, ids = now_ms(), ends(), {}, {}, {}
+  local now, jobs, leases, ids = now_ms(), {}, {}, {}
+  local gone, expiry = ends(now), tostring(now + tonumber(args[4]))
   promote(P, 'parked', version, now, slots)
   local alone, hold = lone(P, worker, tonumber(args[6]), now)
   local batch, drained = {}, false
@@ -468,10 +476,10 @@ local function take(keys, args)
     elseif min_version > version then
       park(P, id, held, min_version, now)
     else
-      local attempts = (tonumber(held.attempts) or 0) + 1
+      local attempts = tostring((tonumber(held.attempts) or 0) + 1)
       local fence = attempts .. ':' .. nonce
-      redis.call('HSET', P .. ':reply:' .. id, 'status', 'running', 'attempts', attempts, 'fence', fence, 'worker', worker, 'started_ms', now)
-      leases[#leases + 1] = now + tonumber(args[4]); leases[#leases + 1] = id
+      redis.call('HSET', held.key, 'status', 'running', 'attempts', attempts, 'fence', fence, 'worker', worker, 'started_ms', gone.at)
+      leases[#leases + 1] = expiry; leases[#leases + 1] = id
       ids[#ids + 1] = id
       jobs[#jobs + 1] = row_of(P, id, held, fence, now, flat)
     end
@@ -526,7 +534,8 @@ end
 --   (index, start, tokens, version, ids, logprobs, top ids, top logprobs, finish, frames)...)...
 -- -> for each `held`, `lost`, `cancel`, `expire`, `stale`, or `gap`: held, but send the segments from their beginning
 local function renew(keys, args)
-  local P, now, out, gone, i = keys[1], now_ms(), {}, ends(), 2
+  local P, now, out, i = keys[1], now_ms(), {}, 2
+  local gone = ends(now)
   while i <= #args do
     local id, count = args[i], tonumber(args[i + 2])
     local held = redis.call('HMGET', P .. ':reply:' .. id, 'status', 'fence', 'cancel', 'deadline_ms', 'max_staleness', 'inbox')
@@ -587,7 +596,8 @@ end
 -- An answer that is too late is none: its reply is `expired` and keeps the state; the stream gets no last frames, the
 -- session no turn.
 local function finish(keys, args)
-  local P, now, out, gone, i = keys[1], now_ms(), {}, ends(), 1
+  local P, now, out, i = keys[1], now_ms(), {}, 1
+  local gone = ends(now)
   while i <= #args do
     local count = tonumber(args[i + 11])
     local after = i + ENDING + count * SEGMENT
@@ -622,7 +632,8 @@ end
 -- -> `retry`, `dead` or `lost`; a repeated call answers alike
 -- The caller draws the delay: randomness inside a function is the same in every call.
 local function fail(keys, args)
-  local P, now, out, gone, limit, i = keys[1], now_ms(), {}, ends(), tonumber(args[1]), 2
+  local P, now, out, limit, i = keys[1], now_ms(), {}, tonumber(args[1]), 2
+  local gone = ends(now)
   while i <= #args do
     local id, count, held = args[i], tonumber(args[i + 2]), held_of(P, args[i])
     local delay_ms, message = args[i + 3 + count * SEGMENT], args[i + 4 + count * SEGMENT]
@@ -634,13 +645,13 @@ local function fail(keys, args)
       stop(P, gone, id, held, now)
       out[#out + 1] = 'dead'
     elseif redis.call('HINCRBY', P .. ':reply:' .. id, 'fails', 1) >= limit then
-      note(P, id, held, now, 'failed')
+      note(held, now, 'failed')
       bury(P, id, held_of(P, id), 'failures', message)
       conclude_error(P, gone, id, held, now, 'failed', 'engine_failed', 'job ' .. id .. ' failed ' .. limit .. ' times; the dead letter tells why')
       out[#out + 1] = 'dead'
     else
       keep(P, gone, id, held.inbox, args, i + 3, count)
-      note(P, id, held, now, 'failed')
+      note(held, now, 'failed')
       redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued')
       redis.call('ZADD', P .. ':delayed', now + tonumber(delay_ms), id)
       gone.leases[#gone.leases + 1] = id
@@ -654,14 +665,15 @@ end
 
 -- args: (id, fence, number of segments, segments as in renew)... -> 1 handed back, also if repeated; 0 the lease was lost
 local function release(keys, args)
-  local P, now, out, gone, i = keys[1], now_ms(), {}, ends(), 1
+  local P, now, out, i = keys[1], now_ms(), {}, 1
+  local gone = ends(now)
   while i <= #args do
     local id, count, held = args[i], tonumber(args[i + 2]), held_of(P, args[i])
     local mine = held.fence == args[i + 1]
     if mine and held.status == 'running' then
       keep(P, gone, id, held.inbox, args, i + 3, count)
       redis.call('HINCRBY', P .. ':reply:' .. id, 'handbacks', 1)
-      note(P, id, held, now, 'handed back')
+      note(held, now, 'handed back')
       requeue(P, gone, id, held_of(P, id), now)
     end
     out[#out + 1] = mine and 1 or 0
@@ -673,7 +685,8 @@ end
 
 -- args: id... -> `cancelled` (it never begins), `stopping` (its worker is told), the terminal status it has, or `unknown`
 local function cancel(keys, args)
-  local P, now, out, gone, called = keys[1], now_ms(), {}, ends(), {}
+  local P, now, out, called = keys[1], now_ms(), {}, {}
+  local gone = ends(now)
   for _, id in ipairs(args) do
     local held = held_of(P, id)
     if held.status == 'queued' then
@@ -697,7 +710,9 @@ end
 local function collect(keys, args)
   local missing = unprepared(keys[1])
   if missing then return missing end
-  for i = 1, #args, 2 do redis.call('ZADD', keys[1] .. ':collected', args[i + 1], args[i]) end
+  local marks = {}
+  for i = 1, #args, 2 do marks[i], marks[i + 1] = args[i + 1], args[i] end
+  redis.call('ZADD', keys[1] .. ':collected', unpack(marks))
   return #args / 2
 end
 
@@ -710,7 +725,7 @@ local function reclaim_expired(P, gone, now, most, limit)
       gone.leases[#gone.leases + 1] = id
     else
       local crashes = redis.call('HINCRBY', P .. ':reply:' .. id, 'crashes', 1)
-      note(P, id, held, now, 'lost after ' .. kept_tokens(P, id, held) .. ' kept tokens')
+      note(held, now, 'lost after ' .. kept_tokens(held) .. ' kept tokens')
       if crashes >= limit and not held.cancel then
         bury(P, id, held_of(P, id), 'crashes', 'its workers died or froze ' .. limit .. ' times in a row')
         conclude_error(P, gone, id, held, now, 'failed', 'worker_lost', 'job ' .. id .. ' was lost with its worker ' .. limit .. ' times in a row')
@@ -811,18 +826,19 @@ end
 -- args: most, crash limit, reclaim (1 or 0), idle_ms of an orphan (0: do not look for any)
 -- -> {reclaimed, dead, promoted, expired, orphans}
 local function sweep(keys, args)
-  local P, now, gone = keys[1], now_ms(), ends()
+  local P, now = keys[1], now_ms()
+  local gone = ends(now)
   local missing = unprepared(P)
   if missing then return missing end
   local most, reclaimed, dead, orphans = tonumber(args[1]), 0, 0, 0
   if args[3] == '1' then reclaimed, dead = reclaim_expired(P, gone, now, most, tonumber(args[2])) end
   settle(P, gone)
-  gone = ends()
+  gone = ends(now)
   local promoted = promote(P, 'delayed', now, now, most)
   local expired = expire_late(P, gone, now, most)
   settle(P, gone)
   if args[4] ~= '0' then
-    gone = ends()
+    gone = ends(now)
     orphans = find_orphans(P, gone, now, most, args[4])
     settle(P, gone)
     forget_workers(P, now, most)

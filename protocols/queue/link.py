@@ -9,9 +9,9 @@ shape of answers.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio.connection import Connection, SSLConnection, parse_url
@@ -35,9 +35,7 @@ from redis.exceptions import (
 
 from protocols.errors import ConfigError, ServerUnavailable
 from protocols.queue import tls
-
-Argument: TypeAlias = str | bytes | int | float
-Command: TypeAlias = Sequence[Argument]
+from protocols.queue.wire import Argument, Command, Wire, connect
 
 CONNECT_S = 5.0
 FIRST_CONTACT_S = 8.0
@@ -53,18 +51,18 @@ _HUNG_UP = (ConnectionResetError, BrokenPipeError, EOFError)
 log = logging.getLogger("rolloutq.link")
 
 
-_memory: dict[str, type[Connection]] = {}
+_memory: dict[str, Callable[[], Wire]] = {}
 
 
 @contextmanager
-def in_memory(kind: type[Connection]) -> Generator[str]:
-    """A `memory://` URL that leads to connections of that kind, in this process and this block only.
+def in_memory(wire: Callable[[], Wire]) -> Generator[str]:
+    """A `memory://` URL that leads to such a wire, in this process and this block only.
 
     The one thing here that is shared by a whole process: a URL is all that the parts of a client
     and of a worker are given, and tests give them one of a server in memory.
     """
-    url = f"memory://{len(_memory)}-{id(kind):x}"
-    _memory[url] = kind
+    url = f"memory://{len(_memory)}-{id(wire):x}"
+    _memory[url] = wire
     try:
         yield url
     finally:
@@ -74,7 +72,7 @@ def in_memory(kind: type[Connection]) -> Generator[str]:
 def check_url(url: str) -> dict[str, Any]:
     """redis-py's connection arguments of a `redis://`, `rediss://` or `unix://` URL; raises ConfigError."""
     if url in _memory:
-        return {"connection_class": _memory[url], "path": url}
+        return {"path": url}
     try:
         told = _options(url)
         options = dict(parse_url(url))
@@ -132,12 +130,6 @@ def _pass_cancellation(error: Exception) -> None:
         raise asyncio.CancelledError from error
 
 
-def _leave_library_unsaid(connection: Connection) -> None:
-    """No CLIENT SETINFO: Redis 7.0 has none, so that an ACL for 7.0 cannot allow it; redis-py 5 and 8."""
-    for name in ("driver_info", "lib_name", "lib_version"):
-        setattr(connection, name, None)
-
-
 class Link:
     """One connection; calls on it take turns."""
 
@@ -146,7 +138,7 @@ class Link:
 
         Where there never was one, it gives up after `FIRST_CONTACT_S`: the URL may be wrong.
         """
-        options = check_url(url)
+        options, self._in_memory = check_url(url), _memory.get(url)
         self._kind: type[Connection] = options.pop("connection_class", Connection)
         if "path" not in options:
             options.setdefault("socket_keepalive", True)
@@ -158,7 +150,7 @@ class Link:
             "client_name": name,
             "health_check_interval": 0,
         }
-        self._connection: Connection | None = None
+        self._wire: Wire | None = None
         self._turn = asyncio.Lock()
         self.address = address_of(url)
         self.outage_s = outage_s
@@ -182,7 +174,7 @@ class Link:
         and raise ServerUnavailable where it is gone.
         """
         async with self._turn:
-            if only is not None and (self._connection is None or self.opened != only):
+            if only is not None and (self._wire is None or self.opened != only):
                 raise self._lost()
             loop = asyncio.get_running_loop()
             began_s, pause_s = loop.time(), FIRST_PAUSE_S
@@ -248,11 +240,7 @@ class Link:
         """Send and read; a connection that did not get all its answers is never used again."""
         try:
             async with asyncio.timeout(limit_s):
-                connection = await self._open()
-                await connection.send_packed_command(
-                    connection.pack_commands(commands), check_health=False
-                )
-                answers = [await self._answer(connection) for _ in commands]
+                answers = await (await self._open()).exchange(commands)
         except BaseException:
             self._drop()
             raise
@@ -267,49 +255,37 @@ class Link:
         """
         try:
             async with asyncio.timeout(ANSWER_S):
-                connection = await self._open()
-                await connection.send_command("SUBSCRIBE", *channels, check_health=False)
-                for _ in channels:
-                    confirmed = await self._answer(connection)
+                wire = await self._open()
+                for confirmed in await wire.exchange([("SUBSCRIBE", name) for name in channels]):
                     if isinstance(confirmed, ResponseError):
                         raise confirmed
             yield "", ""
             while True:
-                kind, channel, told = await self._answer(connection)
+                kind, channel, told = await wire.receive()
                 if kind == b"message":
                     yield channel.decode(), told.decode(errors="replace")
         finally:
             self._drop()
 
-    async def _answer(self, connection: Connection) -> Any:  # noqa: ANN401 - as sent
-        try:
-            return cast("Any", await connection.read_response())
-        except (NoPermissionError, ReadOnlyError):
-            raise
-        except ResponseError as error:
-            return error
-
-    async def _open(self) -> Connection:
-        if self._connection is None:
-            connection = self._kind(**self._options)
-            _leave_library_unsaid(connection)
-            self._connection = connection
-            await connection.connect()
+    async def _open(self) -> Wire:
+        if self._wire is None:
+            if self._in_memory is None:
+                self._wire = await connect(self._kind(**self._options))
+            else:
+                self._wire = self._in_memory()
             self.opened += 1
-        return self._connection
+        return self._wire
 
     def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        writer = getattr(connection, "_writer", None)  # redis-py itself closes only with an await
-        if connection is not None and isinstance(writer, asyncio.StreamWriter):
-            writer.transport.abort()
-            connection._close()  # pyright: ignore[reportPrivateUsage]
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.abort()
 
     async def close(self) -> None:
         """Close the connection; the next call would open another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()
 
 
 class Listener:

@@ -1,0 +1,160 @@
+"""What goes over one open connection: commands out, answers in, however many at once.
+
+redis-py connects, checks certificates and logs in; then its transport is taken over, because reading through redis-py
+costs more than all that a client does with an answer.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias, cast
+
+import hiredis
+from redis.asyncio.connection import Connection, DefaultParser
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    InvalidResponse,
+    NoPermissionError,
+    ReadOnlyError,
+    ResponseError,
+)
+
+Argument: TypeAlias = str | bytes | int | float
+Command: TypeAlias = Sequence[Argument]
+
+_NOTHING_YET = object()
+# both without types of their own
+_pack = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
+_error = cast("Callable[[str], Exception]", DefaultParser.parse_error)  # pyright: ignore[reportUnknownMemberType]
+
+
+class Wire(Protocol):
+    """An open connection. One whose exchange did not end well is good for nothing but `abort`."""
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to commands sent at once; a refused command's answer is its ResponseError.
+
+        Raises what concerns the connection as a whole: redis-py's ConnectionError, NoPermissionError, ReadOnlyError.
+        """
+        ...
+
+    async def receive(self) -> Any:  # noqa: ANN401 - as sent
+        """The next thing that comes without being asked for."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once."""
+        ...
+
+    async def close(self) -> None:
+        """Close in good order."""
+        ...
+
+
+def passed(answer: Any) -> Any:  # noqa: ANN401 - as sent
+    """An answer, unless it is an error that concerns more than its command."""
+    if isinstance(answer, Exception) and (
+        not isinstance(answer, ResponseError)
+        or isinstance(answer, NoPermissionError | ReadOnlyError)
+    ):
+        raise answer
+    return answer
+
+
+class SocketWire(asyncio.Protocol):
+    """A connection that redis-py made, its transport taken over."""
+
+    def __init__(self, connection: Connection, transport: asyncio.WriteTransport) -> None:
+        self._connection, self._transport = connection, transport
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=_error,
+            notEnoughData=_NOTHING_YET,
+        )
+        self._answers: list[Any] = []
+        self._wanted = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._gone = False
+        self._before = transport.get_protocol()
+        transport.set_protocol(self)
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """As in Wire."""
+        self._transport.write(b"".join([_pack((*command,)) for command in commands]))
+        return [passed(answer) for answer in await self._take(len(commands))]
+
+    async def receive(self) -> Any:  # noqa: ANN401 - as sent
+        """As in Wire."""
+        return passed((await self._take(1))[0])
+
+    async def _take(self, count: int) -> list[Any]:
+        if len(self._answers) < count:
+            if self._gone:
+                raise RedisConnectionError("Connection closed by server.")
+            self._wanted = count
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        taken, self._answers = self._answers[:count], self._answers[count:]
+        return taken
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the transport."""
+        try:
+            self._reader.feed(data)
+            while (answer := self._reader.gets()) is not _NOTHING_YET:
+                self._answers.append(answer)
+        except InvalidResponse as error:
+            self._wake(error)
+            return
+        if len(self._answers) >= self._wanted:
+            self._wake(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the transport; redis-py waits to hear it too."""
+        self._gone = True
+        self._wake(exc or RedisConnectionError("Connection closed by server."))
+        self._before.connection_lost(exc)
+
+    def _wake(self, error: Exception | None) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is None or waiter.done():
+            return
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
+
+    def abort(self) -> None:
+        """As in Wire."""
+        _abort(self._connection)
+
+    async def close(self) -> None:
+        """As in Wire."""
+        await self._connection.disconnect()
+
+
+async def connect(connection: Connection) -> Wire:
+    """Open and log in; raises what redis-py raises."""
+    _leave_library_unsaid(connection)
+    try:
+        await connection.connect()
+    except BaseException:
+        _abort(connection)
+        raise
+    writer = connection._writer  # pyright: ignore[reportPrivateUsage]
+    assert writer is not None
+    return SocketWire(connection, writer.transport)
+
+
+def _leave_library_unsaid(connection: Connection) -> None:
+    """No CLIENT SETINFO: Redis 7.0 has none, so that an ACL for 7.0 cannot allow it; redis-py 5 and 8."""
+    for name in ("driver_info", "lib_name", "lib_version"):
+        setattr(connection, name, None)
+
+
+def _abort(connection: Connection) -> None:
+    writer = connection._writer  # pyright: ignore[reportPrivateUsage]
+    if writer is not None:  # redis-py itself closes only with an await
+        writer.transport.abort()
+        connection._close()  # pyright: ignore[reportPrivateUsage]
