@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -26,6 +26,7 @@ from protocols.queue.keys import BELL, GROUP, LANES, Keys
 from protocols.queue.link import Argument, Command, Link
 from protocols.queue.rows import (
     REPLY_FIELDS,
+    STATUS,
     Beaten,
     DeadLetter,
     Ending,
@@ -56,6 +57,7 @@ BELL_BLOCK_S = 2.0
 COPY_WAIT_S = 0.5
 EARLY_S = 0.02
 MARKS_MOST = 4096
+COLLECT_MOST = 1000
 SCAN_MOST = 256
 FROM_NOW = "$"
 """The last command seen, for who has seen none: it hears of the next."""
@@ -193,7 +195,7 @@ class Broker:
             )
         if answer == b"invalid":
             return InvalidRequest("`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
-        return JobStatus(answer.decode())
+        return STATUS[answer]
 
     async def cancel(self, job_ids: Sequence[str]) -> list[str]:
         """For each: `cancelled`, `stopping`, the terminal status it has, or `unknown`."""
@@ -205,12 +207,12 @@ class Broker:
         answers = await self.link.calls(commands)
         return [reply_of(job_id, row) for job_id, row in zip(job_ids, answers, strict=True)]
 
-    async def collected(self, replies: Iterable[Reply]) -> None:
+    async def collected(self, replies: Sequence[Reply]) -> None:
         """Say that their owner has these replies: ten minutes later only tombstones are kept."""
-        marks: list[Argument] = []
-        for reply in replies:
-            marks += (reply.job_id, reply.finished_ms)
-        if marks:
+        for start in range(0, len(replies), COLLECT_MOST):
+            marks: list[Argument] = []
+            for reply in replies[start : start + COLLECT_MOST]:
+                marks += (reply.job_id, reply.finished_ms)
             await self.step("collect", *marks)
 
     async def news(self, inbox: str, *, most: int, block_s: float) -> list[str]:

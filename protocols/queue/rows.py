@@ -34,6 +34,8 @@ REPLY_FIELDS = (
     "finished_ms",
 )
 
+STATUS = {status.value.encode(): status for status in JobStatus}
+"""As a reply hash says it."""
 Renewal = Literal["held", "lost", "cancel", "expire", "stale", "gap"]
 """`gap`: held, but the server wants the checkpoint from its beginning."""
 Retrial = Literal["retry", "dead", "lost"]
@@ -327,7 +329,7 @@ def entry_of(raw: tuple[bytes, list[bytes]]) -> Entry:
     if flat[0] != b"end":
         return entry_id.decode(), segment_of(flat)
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    status = JobStatus(fields[b"end"].decode())
+    status = STATUS[fields[b"end"]]
     return entry_id.decode(), End(status, fields.get(b"sse", b""), int(fields.get(b"n", 0)))
 
 
@@ -400,7 +402,7 @@ def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
     status, code, body, state, error, attempts, worker, version, finished_ms = row
     if status is None:
         return None
-    known = JobStatus(status.decode())
+    known = STATUS[status]
     if not known.terminal:
         return known
     return Reply(
