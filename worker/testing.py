@@ -62,13 +62,15 @@ class MemoryWire:
 
     def __init__(self, server: FakeServer) -> None:
         self._connection = FakeAsyncRedisConnection(server=server, protocol=2)
+        self._turn = asyncio.Lock()
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """As in Wire."""
-        await self._connection.connect()
-        packed = self._connection.pack_commands(commands)
-        await self._connection.send_packed_command(packed, check_health=False)
-        return [await self.receive() for _ in commands]
+        async with self._turn:
+            await self._connection.connect()
+            packed = self._connection.pack_commands(commands)
+            await self._connection.send_packed_command(packed, check_health=False)
+            return [await self.receive() for _ in commands]
 
     async def receive(self) -> Any:  # noqa: ANN401 - as sent
         """As in Wire."""

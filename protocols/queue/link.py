@@ -131,7 +131,7 @@ def _pass_cancellation(error: Exception) -> None:
 
 
 class Link:
-    """One connection; calls on it take turns."""
+    """One connection; the answers to calls come in the order of the calls."""
 
     def __init__(self, url: str, *, name: str, outage_s: float = 60.0) -> None:
         """`name` is what the server's CLIENT LIST shows. A call gives up after `outage_s` without a server.
@@ -151,7 +151,7 @@ class Link:
             "health_check_interval": 0,
         }
         self._wire: Wire | None = None
-        self._turn = asyncio.Lock()
+        self._opening = asyncio.Lock()
         self.address = address_of(url)
         self.outage_s = outage_s
         """May be changed, also for the call under way."""
@@ -173,34 +173,31 @@ class Link:
         `only` says which connection they are meant for, by what `opened` was: they are sent once,
         and raise ServerUnavailable where it is gone.
         """
-        async with self._turn:
-            if only is not None and (self._wire is None or self.opened != only):
-                raise self._lost()
-            loop = asyncio.get_running_loop()
-            began_s, pause_s = loop.time(), FIRST_PAUSE_S
-            while True:
-                try:
-                    return await self._attempt(commands, ANSWER_S + block_s)
-                except (*_BROKEN, ResponseError) as error:
-                    refused = self._refused(error)
-                    if refused is not None:
-                        raise refused from (error if isinstance(error, ResponseError) else None)
-                    if isinstance(error, ResponseError) and not _passes(error):
-                        raise
-                    _pass_cancellation(error)
-                    if only is not None:
-                        raise self._lost() from None
-                    patience_s = self._patience_s
-                    if loop.time() - began_s >= patience_s:
-                        raise ServerUnavailable(
-                            f"no Redis at {self.address} for {patience_s:g} s "
-                            f"({type(error).__name__}); {self._question(error)}",
-                            retry_after_s=LONGEST_PAUSE_S,
-                        ) from None
-                    if pause_s == FIRST_PAUSE_S:
-                        log.warning("no Redis at %s (%s); trying again", self.address, error)
-                await asyncio.sleep(random.uniform(0, pause_s))
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        loop = asyncio.get_running_loop()
+        began_s, pause_s = loop.time(), FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._attempt(commands, ANSWER_S + block_s, only)
+            except (*_BROKEN, ResponseError) as error:
+                refused = self._refused(error)
+                if refused is not None:
+                    raise refused from (error if isinstance(error, ResponseError) else None)
+                if isinstance(error, ResponseError) and not _passes(error):
+                    raise
+                _pass_cancellation(error)
+                if only is not None:
+                    raise self._lost() from None
+                patience_s = self._patience_s
+                if loop.time() - began_s >= patience_s:
+                    raise ServerUnavailable(
+                        f"no Redis at {self.address} for {patience_s:g} s "
+                        f"({type(error).__name__}); {self._question(error)}",
+                        retry_after_s=LONGEST_PAUSE_S,
+                    ) from None
+                if pause_s == FIRST_PAUSE_S:
+                    log.warning("no Redis at %s (%s); trying again", self.address, error)
+            await asyncio.sleep(random.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _refused(self, error: Exception) -> ServerUnavailable | None:
         """What to say where asking again would be in vain."""
@@ -236,13 +233,17 @@ class Link:
     def _patience_s(self) -> float:
         return self.outage_s if self.opened else min(self.outage_s, FIRST_CONTACT_S)
 
-    async def _attempt(self, commands: Sequence[Command], limit_s: float) -> list[Any]:
+    async def _attempt(
+        self, commands: Sequence[Command], limit_s: float, only: int | None
+    ) -> list[Any]:
         """Send and read; a connection that did not get all its answers is never used again."""
+        wire = None
         try:
             async with asyncio.timeout(limit_s):
-                answers = await (await self._open()).exchange(commands)
+                wire = await self._open(only)
+                answers = await wire.exchange(commands)
         except BaseException:
-            self._drop()
+            self._drop(wire)
             raise
         if len(answers) == 1 and isinstance(answers[0], ResponseError):
             raise answers[0]
@@ -253,6 +254,7 @@ class Link:
 
         The first is empty: it says that all channels are subscribed to.
         """
+        wire = None
         try:
             async with asyncio.timeout(ANSWER_S):
                 wire = await self._open()
@@ -265,21 +267,25 @@ class Link:
                 if kind == b"message":
                     yield channel.decode(), told.decode(errors="replace")
         finally:
-            self._drop()
+            self._drop(wire)
 
-    async def _open(self) -> Wire:
-        if self._wire is None:
-            if self._in_memory is None:
-                self._wire = await connect(self._kind(**self._options))
-            else:
-                self._wire = self._in_memory()
-            self.opened += 1
-        return self._wire
+    async def _open(self, only: int | None = None) -> Wire:
+        async with self._opening:
+            if only is not None and (self._wire is None or self.opened != only):
+                raise self._lost()
+            if self._wire is None:
+                if self._in_memory is None:
+                    self._wire = await connect(self._kind(**self._options))
+                else:
+                    self._wire = self._in_memory()
+                self.opened += 1
+            return self._wire
 
-    def _drop(self) -> None:
-        wire, self._wire = self._wire, None
+    def _drop(self, wire: Wire | None) -> None:
         if wire is not None:
             wire.abort()
+            if wire is self._wire:
+                self._wire = None
 
     async def close(self) -> None:
         """Close the connection; the next call would open another."""

@@ -5,6 +5,7 @@ costs more than all that a client does with an answer.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -30,7 +31,10 @@ _error = cast("Callable[[str], Exception]", DefaultParser.parse_error)  # pyrigh
 
 
 class Wire(Protocol):
-    """An open connection. One whose exchange did not end well is good for nothing but `abort`."""
+    """An open connection; exchanges follow one another without waiting for answers.
+
+    One whose exchange did not end well is good for nothing but `abort`.
+    """
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to commands sent at once; a refused command's answer is its ResponseError.
@@ -73,30 +77,37 @@ class SocketWire(asyncio.Protocol):
             notEnoughData=_NOTHING_YET,
         )
         self._answers: list[Any] = []
-        self._wanted = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._gone = False
+        self._waiting: deque[tuple[int, asyncio.Future[list[Any]]]] = deque()
+        self._lost: Exception | None = None
         self._before = transport.get_protocol()
         transport.set_protocol(self)
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """As in Wire."""
+        answers = self._next(len(commands))
         self._transport.write(b"".join([_pack((*command,)) for command in commands]))
-        return [passed(answer) for answer in await self._take(len(commands))]
+        return [passed(answer) for answer in await answers]
 
     async def receive(self) -> Any:  # noqa: ANN401 - as sent
         """As in Wire."""
-        return passed((await self._take(1))[0])
+        return passed((await self._next(1))[0])
 
-    async def _take(self, count: int) -> list[Any]:
-        if len(self._answers) < count:
-            if self._gone:
-                raise RedisConnectionError("Connection closed by server.")
-            self._wanted = count
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        taken, self._answers = self._answers[:count], self._answers[count:]
-        return taken
+    def _next(self, count: int) -> "asyncio.Future[list[Any]]":
+        """The answers after those that others wait for."""
+        answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        if self._lost is None:
+            self._waiting.append((count, answers))
+            self._hand_out()
+        else:
+            answers.set_exception(self._lost)
+        return answers
+
+    def _hand_out(self) -> None:
+        while self._waiting and len(self._answers) >= self._waiting[0][0]:
+            count, answers = self._waiting.popleft()
+            if not answers.done():
+                answers.set_result(self._answers[:count])
+            del self._answers[:count]
 
     def data_received(self, data: bytes) -> None:
         """Called by the transport."""
@@ -105,25 +116,21 @@ class SocketWire(asyncio.Protocol):
             while (answer := self._reader.gets()) is not _NOTHING_YET:
                 self._answers.append(answer)
         except InvalidResponse as error:
-            self._wake(error)
-            return
-        if len(self._answers) >= self._wanted:
-            self._wake(None)
+            self._lose(error)
+        else:
+            self._hand_out()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the transport; redis-py waits to hear it too."""
-        self._gone = True
-        self._wake(exc or RedisConnectionError("Connection closed by server."))
+        self._lose(exc or RedisConnectionError("Connection closed by server."))
         self._before.connection_lost(exc)
 
-    def _wake(self, error: Exception | None) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is None or waiter.done():
-            return
-        if error is None:
-            waiter.set_result(None)
-        else:
-            waiter.set_exception(error)
+    def _lose(self, error: Exception) -> None:
+        self._lost = error
+        while self._waiting:
+            _, answers = self._waiting.popleft()
+            if not answers.done():
+                answers.set_exception(error)
 
     def abort(self) -> None:
         """As in Wire."""
