@@ -12,7 +12,7 @@
 --   kept:<sample> checkpoints                       tokens of each sample in the progress stream; how often it grew
 --   events                                          what happened to earlier attempts: `<ms> <what> <whom>;` ...
 
-local VERSION = 4
+local VERSION = 5
 local GROUP, BELL = 'workers', 'bell'
 local LANES = { 'resume', 'high', 'normal', 'low' }
 local ROOMS = { 'delayed', 'parked', 'alone' } -- where a queued job waits whose entry was read
@@ -58,9 +58,10 @@ local function unprepared(P)
   return redis.call('EXISTS', P) == 0 and redis.error_reply('UNPREPARED pool key ' .. P .. ' is missing')
 end
 
-local function map_of(flat)
+-- Field and value, field and value, ... as a map: of a whole list, or of some arguments.
+local function map_of(flat, from, upto)
   local map = {}
-  for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
+  for i = from or 1, upto or #flat, 2 do map[flat[i]] = flat[i + 1] end
   return map
 end
 
@@ -103,7 +104,7 @@ end
 -- What a job's reply hash says, but for body and state: what nearly every step asks is read at once, the rest when asked.
 local LATER = {
   __index = function(held, name)
-    local value = redis.call('HGET', held.key, name)
+    local value = redis.call('HMGET', held.key, name)[1]
     held[name] = value
     return value
   end,
@@ -286,7 +287,7 @@ local function enqueue(keys, args)
     elseif known[1] and known[2] ~= sha then
       out[#out + 1] = 'conflict'
     elseif known[1] then
-      local fields = map_of({ unpack(args, i + 4, i + 3 + count) })
+      local fields = map_of(args, i + 4, i + 3 + count)
       if fields.inbox and (known[1] == 'queued' or known[1] == 'running') then
         redis.call('HSET', key, 'inbox', fields.inbox)
       end
@@ -295,9 +296,8 @@ local function enqueue(keys, args)
       refused = refused + 1
       out[#out + 1] = 'full ' .. retry_ms(P, refused)
     else
-      local flat = { unpack(args, i + 4, i + 3 + count) }
-      local entry = redis.call('XADD', P .. ':jobs:' .. lane, '*', 'id', id, unpack(flat))
-      bear(P, id, lane, entry, map_of(flat), sha, at)
+      local entry = redis.call('XADD', P .. ':jobs:' .. lane, '*', 'id', id, unpack(args, i + 4, i + 3 + count))
+      bear(P, id, lane, entry, map_of(args, i + 4, i + 3 + count), sha, at)
       room = room - 1
       out[#out + 1] = 'queued'
     end

@@ -41,7 +41,7 @@ Renewal = Literal["held", "lost", "cancel", "expire", "stale", "gap"]
 Retrial = Literal["retry", "dead", "lost"]
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """A job taken: what an attempt works on and proves itself by."""
 
     job_id: str
@@ -63,7 +63,7 @@ class Lease(msgspec.Struct, frozen=True):
         return int(self.fence.partition(":")[0])
 
 
-class Ending(msgspec.Struct, frozen=True):
+class Ending(msgspec.Struct, frozen=True, gc=False):
     """A terminal reply on its way to the server."""
 
     job_id: str
@@ -90,7 +90,7 @@ class Ending(msgspec.Struct, frozen=True):
     @property
     def bytes(self) -> int:
         """About what it takes on the wire."""
-        nodes = sum(len(turn.node) for turn in self.turns)
+        nodes = sum([len(turn.node) for turn in self.turns])
         answer = len(self.body) + len(self.state) + len(self.frames)
         return answer + segment_bytes(self.segments) + nodes
 
@@ -354,7 +354,7 @@ def ending_args(end: Ending) -> Iterable[Argument]:
 
 def segment_bytes(segments: Iterable[Segment]) -> int:
     """About what segments take on the wire."""
-    return sum(8 * (len(s.token_ids) + len(s.top_ids)) + len(s.frames) for s in segments)
+    return sum([8 * (len(s.token_ids) + len(s.top_ids)) + len(s.frames) for s in segments])
 
 
 def _segment_args(segments: Sequence[Segment]) -> Iterable[Argument]:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
+from protocols.codec import pack_numbers
 from protocols.dialects.base import Script
 from protocols.errors import EngineFailed
 from protocols.job import Segment
@@ -57,6 +58,8 @@ _SPECIAL = {
     TOOL: b"<|tool|>",
 }
 _BY_NAME = {name.decode(): token_id for token_id, name in _SPECIAL.items()}
+_USER_BYTES = pack_numbers(TokenIds([USER]))
+_PIECES = [_SPECIAL.get(token_id) or bytes((token_id,)) for token_id in range(VOCABULARY)]
 _MARK = re.compile(f"({'|'.join(map(re.escape, _BY_NAME))})")
 
 
@@ -70,7 +73,7 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> TokenIds:
         """One token per byte."""
-        return TokenIds(text.encode())
+        return _bytes_as_ids(text.encode())
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Bytes as UTF-8; special tokens as their names, or left out."""
@@ -93,7 +96,7 @@ class ByteTokenizer:
         ids = TokenIds()
         for turn in _all(turns, tools):
             ids.append(_ROLES[turn["role"]])
-            ids.extend(_written(turn).encode())
+            ids.extend(_bytes_as_ids(_written(turn).encode()))
             ids.append(CLOSE)
         ids.append(ASSISTANT)
         return ids
@@ -119,7 +122,7 @@ class ByteTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The byte, or the special token's name."""
-        return _SPECIAL.get(token_id) or bytes((token_id,))
+        return _PIECES[token_id]
 
 
 class ScriptedEngine:
@@ -329,11 +332,19 @@ def _answer(call: Call, markup: Markup) -> bytes:
 
 def _echo(call: Call) -> bytes:
     """The last user turn of the prompt, or all of it where it has no turns."""
-    ids = call.prompt_ids.tolist()
-    if USER not in ids:
-        return bytes(i for i in ids if i < END)
-    begin = len(ids) - ids[::-1].index(USER)
-    return bytes(ids[begin : ids.index(CLOSE, begin)])
+    raw = pack_numbers(call.prompt_ids)
+    at = raw.rfind(_USER_BYTES)  # no token has the first of these bytes but at its beginning
+    if at < 0:
+        return bytes(i for i in call.prompt_ids if i < END)
+    said, special = raw[at + 4 :: 4], raw[at + 5 :: 4]
+    return said[: special.index(b"\1")]
+
+
+def _bytes_as_ids(text: bytes) -> TokenIds:
+    """One token per byte."""
+    wide = bytearray(4 * len(text))
+    wide[::4] = text
+    return TokenIds.from_bytes(bytes(wide))
 
 
 def _logprob(token_id: int, position: int) -> float:

@@ -176,7 +176,7 @@ _ENDS = (
         "",
         hunt(kinds=_TIMED),
     ),
-    Mutant("conclude: the reply expires", "  redis.call('PEXPIRE', key, ttl)\n", "", hunt()),
+    Mutant("conclude: the reply expires", "  redis.call('PEXPIRE', held.key, ttl)\n", "", hunt()),
     Mutant(
         "conclude: the inbox is told",
         "  if held.inbox then gather(gone.inboxes, held.inbox, id) end\n",
