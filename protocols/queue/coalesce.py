@@ -21,7 +21,7 @@ class Coalescer(Generic[Item, Answer]):
         send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
         *,
         size: Callable[[Item], int],
-        most: int = 256,
+        most: int = 64,
         most_bytes: int = 4 * 1024 * 1024,
     ) -> None:
         """`send` answers a batch in its order; `size` tells an item's bytes."""

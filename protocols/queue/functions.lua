@@ -112,14 +112,16 @@ local LATER = {
 
 local function held_of(P, id)
   local key = P .. ':reply:' .. id
-  local now = redis.call('HMGET', key, 'status', 'fence', 'lane', 'entry', 'deadline_ms', 'max_staleness', 'checkpoints')
-  return setmetatable({ key = key, status = now[1], fence = now[2], lane = now[3], entry = now[4], deadline_ms = now[5],
-    max_staleness = now[6], checkpoints = now[7] }, LATER)
+  local held = redis.call('HMGET', key, 'status', 'fence', 'lane', 'entry', 'deadline_ms', 'max_staleness', 'checkpoints',
+    'attempts', 'queued_ms', 'inbox', 'run', 'reply_ttl_ms')
+  return setmetatable({ key = key, status = held[1], fence = held[2], lane = held[3], entry = held[4], deadline_ms = held[5],
+    max_staleness = held[6], checkpoints = held[7], attempts = held[8], queued_ms = held[9], inbox = held[10], run = held[11],
+    reply_ttl_ms = held[12] }, LATER)
 end
 
 -- The one place where a job ends. `result` is a flat list of the reply's fields, `last` one of what else ends its
 -- stream.
-local function conclude(P, gone, id, held, now, result, last)
+local function conclude(P, gone, id, held, result, last)
   local ttl = held.reply_ttl_ms or REPLY_TTL_MS
   redis.call('HSET', held.key, 'finished_ms', gone.at, unpack(result))
   redis.call('PEXPIRE', held.key, ttl)
@@ -153,8 +155,8 @@ local function error_reply(id, held, status, code, message)
   return { 'status', status, 'code', ERRORS[code][1], 'error', code, 'body', error_body(held.protocol, code, message, id) }
 end
 
-local function conclude_error(P, gone, id, held, now, status, code, message)
-  conclude(P, gone, id, held, now, error_reply(id, held, status, code, message))
+local function conclude_error(P, gone, id, held, status, code, message)
+  conclude(P, gone, id, held, error_reply(id, held, status, code, message))
 end
 
 local function bury(P, id, held, reason, detail)
@@ -194,14 +196,14 @@ local function ring(P, whom)
   redis.pcall('PUBLISH', 'rollout:bell:' .. string.match(P, '{(.*)}'), whom)
 end
 
-local function stop(P, gone, id, held, now)
-  conclude_error(P, gone, id, held, now, 'cancelled', 'cancelled', 'job ' .. id .. ' was cancelled')
+local function stop(P, gone, id, held)
+  conclude_error(P, gone, id, held, 'cancelled', 'cancelled', 'job ' .. id .. ' was cancelled')
 end
 
 -- A job waits for another attempt: alone if it is suspect, else in the resume lane, where the next take finds it first.
 -- There its copy keeps the id it was born with. A job that shall stop gets no other attempt.
 local function requeue(P, gone, id, held, now)
-  if held.cancel then return stop(P, gone, id, held, now) end
+  if held.cancel then return stop(P, gone, id, held) end
   if held.alone then
     redis.call('HSET', P .. ':reply:' .. id, 'status', 'queued')
     redis.call('ZADD', P .. ':alone', now, id)
@@ -211,7 +213,7 @@ local function requeue(P, gone, id, held, now)
   local stream = P .. ':jobs:' .. held.lane
   local copy = redis.call('XRANGE', stream, held.entry, held.entry)[1]
   if not copy then
-    conclude_error(P, gone, id, held, now, 'failed', 'worker_lost', 'the stream entry of job ' .. id .. ' is gone; submit it again under another id')
+    conclude_error(P, gone, id, held, 'failed', 'worker_lost', 'the stream entry of job ' .. id .. ' is gone; submit it again under another id')
     return
   end
   local again = { 'id', id }
@@ -312,7 +314,7 @@ local function admit(P, gone, lane, read, fields, now)
   local id = fields.id or entry
   if not well_formed(id) then
     bear(P, entry, lane, entry, fields, '', gone.at)
-    conclude_error(P, gone, entry, held_of(P, entry), now, 'failed', 'invalid_request', '`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -')
+    conclude_error(P, gone, entry, held_of(P, entry), 'failed', 'invalid_request', '`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -')
     return
   end
   local held = held_of(P, id)
@@ -321,7 +323,7 @@ local function admit(P, gone, lane, read, fields, now)
     bear(P, id, lane, entry, fields, redis.sha1hex((fields.protocol or 'openai.chat') .. '\0' .. (fields.body or '')), born)
     held = held_of(P, id)
     if #flat <= 2 * FIELDS_MOST then return id, held end
-    conclude_error(P, gone, id, held, now, 'failed', 'invalid_request', 'a stream entry has at most ' .. FIELDS_MOST .. ' fields')
+    conclude_error(P, gone, id, held, 'failed', 'invalid_request', 'a stream entry has at most ' .. FIELDS_MOST .. ' fields')
     return
   end
   if held.status == 'queued' and held.lane == lane and held.entry == entry then return id, held end
@@ -331,7 +333,7 @@ local function admit(P, gone, lane, read, fields, now)
     return
   end
   bear(P, entry, lane, entry, fields, sha, gone.at)
-  conclude_error(P, gone, entry, held_of(P, entry), now, 'failed', 'job_conflict', 'job id ' .. id .. ' belongs to another body; choose another id')
+  conclude_error(P, gone, entry, held_of(P, entry), 'failed', 'job_conflict', 'job id ' .. id .. ' belongs to another body; choose another id')
 end
 
 -- Read up to `most` entries of one lane, in portions that keep the bytes of one call bounded: nobody knows how large the
@@ -472,7 +474,7 @@ local function take(keys, args)
     local code, min_version = id and late(P, held, now), whole(fields.min_version, 0) or 0
     if not id then -- answered, or a second copy
     elseif code then
-      conclude(P, gone, id, held, now, late_reply(id, held, code, 'before it began'))
+      conclude(P, gone, id, held, late_reply(id, held, code, 'before it began'))
     elseif min_version > version then
       park(P, id, held, min_version, now)
     else
@@ -615,7 +617,7 @@ local function finish(keys, args)
       local last = not code and args[i + 9] ~= '' and { 'sse', args[i + 9], 'n', args[i + 10] }
       if count > 0 then keep(P, gone, id, nil, args, i + ENDING, count) end
       held.checkpoints = held.checkpoints or count > 0 or last
-      conclude(P, gone, id, held, now, result, last)
+      conclude(P, gone, id, held, result, last)
       if turns > 0 and not code then
         remember(P, args[after], tonumber(held.reply_ttl_ms) or 0, now, args, after + 2, turns)
       end
@@ -642,12 +644,12 @@ local function fail(keys, args)
     elseif held.status ~= 'running' then
       out[#out + 1] = held.status == 'queued' and 'retry' or 'dead'
     elseif held.cancel then
-      stop(P, gone, id, held, now)
+      stop(P, gone, id, held)
       out[#out + 1] = 'dead'
     elseif redis.call('HINCRBY', P .. ':reply:' .. id, 'fails', 1) >= limit then
       note(held, now, 'failed')
       bury(P, id, held_of(P, id), 'failures', message)
-      conclude_error(P, gone, id, held, now, 'failed', 'engine_failed', 'job ' .. id .. ' failed ' .. limit .. ' times; the dead letter tells why')
+      conclude_error(P, gone, id, held, 'failed', 'engine_failed', 'job ' .. id .. ' failed ' .. limit .. ' times; the dead letter tells why')
       out[#out + 1] = 'dead'
     else
       keep(P, gone, id, held.inbox, args, i + 3, count)
@@ -691,7 +693,7 @@ local function cancel(keys, args)
     local held = held_of(P, id)
     if held.status == 'queued' then
       leave_waiting(P, id)
-      conclude_error(P, gone, id, held, now, 'cancelled', 'cancelled', 'job ' .. id .. ' was cancelled before it began')
+      conclude_error(P, gone, id, held, 'cancelled', 'cancelled', 'job ' .. id .. ' was cancelled before it began')
       out[#out + 1] = 'cancelled'
     elseif held.status == 'running' then
       redis.call('HSET', P .. ':reply:' .. id, 'cancel', 1)
@@ -728,7 +730,7 @@ local function reclaim_expired(P, gone, now, most, limit)
       note(held, now, 'lost after ' .. kept_tokens(held) .. ' kept tokens')
       if crashes >= limit and not held.cancel then
         bury(P, id, held_of(P, id), 'crashes', 'its workers died or froze ' .. limit .. ' times in a row')
-        conclude_error(P, gone, id, held, now, 'failed', 'worker_lost', 'job ' .. id .. ' was lost with its worker ' .. limit .. ' times in a row')
+        conclude_error(P, gone, id, held, 'failed', 'worker_lost', 'job ' .. id .. ' was lost with its worker ' .. limit .. ' times in a row')
         dead = dead + 1
       else
         if crashes == limit - 1 and limit > 2 then
@@ -748,7 +750,7 @@ local function expire_late(P, gone, now, most)
     local held = held_of(P, id)
     if held.status == 'queued' then
       leave_waiting(P, id)
-      conclude_error(P, gone, id, held, now, 'expired', 'deadline_exceeded', 'the deadline of job ' .. id .. ' passed before it began')
+      conclude_error(P, gone, id, held, 'expired', 'deadline_exceeded', 'the deadline of job ' .. id .. ' passed before it began')
       expired = expired + 1
     elseif held.status == 'running' then -- its worker hears of it when it renews; look again later
       redis.call('ZADD', P .. ':deadlines', now + 5000, id)

@@ -25,7 +25,7 @@ _STALE = (Kind("a", max_staleness=0, tokens=(1,)),)
 
 _STREAMED = (Kind("a", timeout_ms=20_000, tokens=(1,), streamed=True),)
 
-_LEAVE = "      leave_waiting(P, id)\n      conclude_error(P, gone, id, held, now, "
+_LEAVE = "      leave_waiting(P, id)\n      conclude_error(P, gone, id, held, "
 
 _FINISHES = "if mine and held.status == 'running' then\n      if args[i + 8]"
 _AT_TAKE = "id and late(P, held, now)"
@@ -219,13 +219,13 @@ _ORDERS = (
     Mutant(
         "cancel: waits no longer",
         f"{_LEAVE}'cancelled'",
-        "      conclude_error(P, gone, id, held, now, 'cancelled'",
+        "      conclude_error(P, gone, id, held, 'cancelled'",
         hunt("cancel", "fail"),
     ),
     Mutant("renew: tells of a cancel", "held[3] and 'cancel' or ", "", hunt("cancel", "renew")),
     Mutant(
         "requeue: not what shall stop",
-        "if held.cancel then return stop(P, gone, id, held, now) end",
+        "if held.cancel then return stop(P, gone, id, held) end",
         "",
         hunt("cancel"),
     ),
