@@ -182,7 +182,9 @@ class Swept(NamedTuple):
 
 def body_hash(protocol: str, body: bytes) -> str:
     """What tells two bodies of one job id apart: SHA-1 of protocol and bytes."""
-    return hashlib.sha1(protocol.encode() + b"\0" + body, usedforsecurity=False).hexdigest()
+    digest = hashlib.sha1(protocol.encode() + b"\0", usedforsecurity=False)
+    digest.update(body)
+    return digest.hexdigest()
 
 
 def check_job(job: Job) -> Job:

@@ -60,6 +60,7 @@ _SPECIAL = {
 _BY_NAME = {name.decode(): token_id for token_id, name in _SPECIAL.items()}
 _USER_BYTES = pack_numbers(TokenIds([USER]))
 _PIECES = [_SPECIAL.get(token_id) or bytes((token_id,)) for token_id in range(VOCABULARY)]
+_LOGPROBS = [-(step + 1) / 32 for step in range(64)]
 _MARK = re.compile(f"({'|'.join(map(re.escape, _BY_NAME))})")
 
 
@@ -243,16 +244,15 @@ class ScriptedGeneration:
     def _segment(self, index: int, start: int, end: int) -> Segment:
         ids = TokenIds(self._ids[start:end])
         self._engine.generated_tokens += len(ids)
-        wide = self._params.top_logprobs
+        ranks = range(self._params.top_logprobs)
+        logprobs = [_LOGPROBS[(i * 31 + at * 17) % 64] for at, i in enumerate(ids, start)]
         return Segment(
             index=index,
             start=start,
             token_ids=ids,
-            logprobs=Logprobs(_logprob(token_id, start + at) for at, token_id in enumerate(ids)),
-            top_ids=TokenIds((i + k) % VOCABULARY for i in ids for k in range(wide)),
-            top_logprobs=Logprobs(
-                _logprob(i, start + at) - k for at, i in enumerate(ids) for k in range(wide)
-            ),
+            logprobs=Logprobs(logprobs),
+            top_ids=TokenIds([(i + k) % VOCABULARY for i in ids for k in ranks]),
+            top_logprobs=Logprobs([logprob - k for logprob in logprobs for k in ranks]),
             policy_version=self._engine.policy_version,
             finish_reason=self._reason if end == len(self._ids) else None,
         )
@@ -345,7 +345,3 @@ def _bytes_as_ids(text: bytes) -> TokenIds:
     wide = bytearray(4 * len(text))
     wide[::4] = text
     return TokenIds.from_bytes(bytes(wide))
-
-
-def _logprob(token_id: int, position: int) -> float:
-    return -((token_id * 31 + position * 17) % 64 + 1) / 32
