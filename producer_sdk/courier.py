@@ -109,7 +109,7 @@ class Courier:
         self._woken = False
         self._closing = False
         self._alone_since: float | None = None
-        self._collected: list[Reply] = []
+        self._collected: list[tuple[str, int]] = []
         self._url = url
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
@@ -304,7 +304,7 @@ class Courier:
         del self._outstanding[job_id]
         if isinstance(found, Reply):
             if entry.job is not None:
-                self._collected.append(found)
+                self._collected.append((job_id, found.finished_ms))
             entry.answer(found)
         elif found is None:
             entry.fail(

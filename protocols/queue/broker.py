@@ -207,13 +207,14 @@ class Broker:
         answers = await self.link.calls(commands)
         return [reply_of(job_id, row) for job_id, row in zip(job_ids, answers, strict=True)]
 
-    async def collected(self, replies: Sequence[Reply]) -> None:
-        """Say that their owner has these replies: ten minutes later only tombstones are kept."""
-        for start in range(0, len(replies), COLLECT_MOST):
-            marks: list[Argument] = []
-            for reply in replies[start : start + COLLECT_MOST]:
-                marks += (reply.job_id, reply.finished_ms)
-            await self.step("collect", *marks)
+    async def collected(self, ends: Sequence[tuple[str, int]]) -> None:
+        """Say that their owner has the replies of these jobs, which ended at that server time in ms.
+
+        Ten minutes later only tombstones are kept.
+        """
+        for start in range(0, len(ends), COLLECT_MOST):
+            some = ends[start : start + COLLECT_MOST]
+            await self.step("collect", *[mark for end in some for mark in end])
 
     async def news(self, inbox: str, *, most: int, block_s: float) -> list[str]:
         """Ids of finished jobs, and with a `+` before them of jobs with new frames, as soon as there are any.
