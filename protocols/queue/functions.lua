@@ -29,7 +29,7 @@ local CLAIM_MS = 30 * 1000
 local RATE_WINDOW_MS = 5000
 local FULL_LEAST_MS, FULL_MOST_MS = 100, 30000
 local SEGMENT = 10 -- values of one segment in a call
-local ENDING, TURN = 12, 4 -- values of one end in a call, before its segments; of one turn of a session after them
+local ENDING, TURN = 13, 4 -- values of one end in a call, before its segments; of one turn of a session after them
 local BACKLOG_JOBS = 100000
 local TAKE_BYTES = 4 * 1024 * 1024
 local FIELDS_MOST = 64
@@ -592,8 +592,8 @@ local function recall(keys, args)
   return { tonumber(size[1]) or 0, tonumber(size[2]) or 0, path }
 end
 
--- args: (id, fence, status, code, error, body, state, newest, oldest policy version of its tokens, last frames,
---   tokens of its stream, number of segments, segments as in renew, session, number of its turns,
+-- args: (id, fence, status, code, body, state, newest, oldest policy version of its tokens, number of values that follow:
+--   0, or error, last frames, tokens of its stream, number of segments, segments as in renew, session, number of its turns,
 --   (rollout id, parent, mark, node)...)... -> 1 accepted, also if repeated; 0 the lease was lost
 -- An answer that is too late is none: its reply is `expired` and keeps the state; the stream gets no last frames, the
 -- session no turn.
@@ -601,20 +601,23 @@ local function finish(keys, args)
   local P, now, out, i = keys[1], now_ms(), {}, 1
   local gone = ends(now)
   while i <= #args do
-    local count = tonumber(args[i + 11])
-    local after = i + ENDING + count * SEGMENT
-    local turns = tonumber(args[after + 1])
     local id, held = args[i], held_of(P, args[i])
     local mine = held.fence == args[i + 1]
+    local more, count, turns, after = tonumber(args[i + 8]), 0, 0, nil
+    if more > 0 then
+      count = tonumber(args[i + 12])
+      after = i + ENDING + count * SEGMENT
+      turns = tonumber(args[after + 1])
+    end
     if mine and held.status == 'running' then
-      if args[i + 8] ~= '' then held.oldest_version = args[i + 8] end
+      if args[i + 7] ~= '' then held.oldest_version = args[i + 7] end
       local code = args[i + 2] == 'completed' and late(P, held, now)
       local result = code and late_reply(id, held, code, 'while it was generated')
-        or { 'status', args[i + 2], 'code', args[i + 3], 'body', args[i + 5] }
-      if args[i + 4] ~= '' then result[#result + 1] = 'error'; result[#result + 1] = args[i + 4] end
-      if args[i + 6] ~= '' then result[#result + 1] = 'state'; result[#result + 1] = args[i + 6] end
-      if args[i + 7] ~= '' then result[#result + 1] = 'policy_version'; result[#result + 1] = args[i + 7] end
-      local last = not code and args[i + 9] ~= '' and { 'sse', args[i + 9], 'n', args[i + 10] }
+        or { 'status', args[i + 2], 'code', args[i + 3], 'body', args[i + 4] }
+      if args[i + 5] ~= '' then result[#result + 1] = 'state'; result[#result + 1] = args[i + 5] end
+      if args[i + 6] ~= '' then result[#result + 1] = 'policy_version'; result[#result + 1] = args[i + 6] end
+      if more > 0 and args[i + 9] ~= '' then result[#result + 1] = 'error'; result[#result + 1] = args[i + 9] end
+      local last = not code and more > 0 and args[i + 10] ~= '' and { 'sse', args[i + 10], 'n', args[i + 11] }
       if count > 0 then keep(P, gone, id, nil, args, i + ENDING, count) end
       held.checkpoints = held.checkpoints or count > 0 or last
       conclude(P, gone, id, held, result, last)
@@ -623,7 +626,7 @@ local function finish(keys, args)
       end
     end
     out[#out + 1] = mine and held.status ~= 'queued' and 1 or 0
-    i = after + 2 + turns * TURN
+    i = i + 9 + more
   end
   settle(P, gone)
   if #gone.leases > 0 then redis.call('HINCRBY', P, 'ends', #gone.leases) end

@@ -341,17 +341,23 @@ def hold_args(hold: Hold) -> Iterable[Argument]:
     yield from _segment_args(hold.segments)
 
 
-def ending_args(end: Ending) -> Iterable[Argument]:
+def ending_args(end: Ending) -> list[Argument]:
     """An ending as the arguments of `finish`."""
-    yield from (end.job_id, end.fence, end.status.value, end.code, end.error, end.body, end.state)
-    yield "" if end.policy_version is None else end.policy_version
-    yield "" if end.oldest_version is None else end.oldest_version
-    yield end.frames
-    yield end.tokens
-    yield from _segment_args(end.segments)
-    yield from (end.session, len(end.turns))
-    for turn in end.turns:
-        yield from (turn.rollout_id, turn.parent, turn.mark, turn.node)
+    newest = "" if end.policy_version is None else end.policy_version
+    oldest = "" if end.oldest_version is None else end.oldest_version
+    answer = (end.status.value, end.code, end.body, end.state, newest, oldest)
+    more = _more_args(end)
+    return [end.job_id, end.fence, *answer, len(more), *more]
+
+
+def _more_args(end: Ending) -> list[Argument]:
+    """What most endings have not."""
+    if not (end.error or end.frames or end.segments or end.turns):
+        return []
+    turns = [(turn.rollout_id, turn.parent, turn.mark, turn.node) for turn in end.turns]
+    told = [value for turn in turns for value in turn]
+    stream = (end.frames, end.tokens, *_segment_args(end.segments))
+    return [end.error, *stream, end.session, len(turns), *told]
 
 
 def segment_bytes(segments: Iterable[Segment]) -> int:
