@@ -21,14 +21,13 @@ from protocols.errors import (
     RolloutError,
     ServerUnavailable,
 )
-from protocols.job import DEFAULT_PROTOCOL, Job, JobStatus, Reply
+from protocols.job import Job, JobStatus, Reply
 from protocols.queue.keys import BELL, GROUP, LANES, Keys
 from protocols.queue.link import Argument, Command, Link
 from protocols.queue.rows import (
     REPLY_FIELDS,
     STATUS,
     Beaten,
-    DeadLetter,
     Ending,
     Entry,
     Failure,
@@ -43,7 +42,6 @@ from protocols.queue.rows import (
     fields_of,
     hold_args,
     lease_of,
-    letter_of,
     recalled_of,
     reply_of,
     texts,
@@ -61,8 +59,8 @@ COLLECT_MOST = 1000
 SCAN_MOST = 256
 FROM_NOW = "$"
 """The last command seen, for who has seen none: it hears of the next."""
-_PARTS = ("functions.lua", "control.lua")
-LIBRARY = "".join((files("protocols.queue") / part).read_text() for part in _PARTS)
+_PARTS = ("functions", "take", "lease", "sweep", "control")
+LIBRARY = "".join((files("protocols.queue") / f"{part}.lua").read_text() for part in _PARTS)
 LIBRARY_VERSION = int(LIBRARY.partition("local VERSION = ")[2].partition("\n")[0])
 
 _JUDGEMENTS: dict[str, type[RolloutError]] = {
@@ -418,34 +416,6 @@ class Broker:
     async def desired(self) -> dict[str, str]:
         """The desired state; empty where there is none."""
         return texts(await self.link.call("HGETALL", self.keys.desired))
-
-    async def dead_letters(self, *, most: int) -> list[DeadLetter]:
-        """The newest dead letters, newest first."""
-        rows = await self.link.call("XREVRANGE", self.keys.dead, "+", "-", "COUNT", most)
-        return [letter_of(entry, flat) for entry, flat in rows]
-
-    async def requeue(self, letter: DeadLetter) -> str:
-        """Make a new job of a dead letter, which goes; returns the new job's id: `<id>~2`, then `~3`."""
-        stem, _, count = letter.job_id.rpartition("~")
-        numbered = bool(stem) and count.isdecimal()
-        job_id = f"{stem}~{int(count) + 1}" if numbered else f"{letter.job_id}~2"
-        lane = letter.lane if letter.lane in LANES[1:] else LANES[2]
-        fields = [part for pair in letter.fields.items() for part in pair]
-        body, protocol = letter.fields.get(b"body", b""), letter.fields.get(b"protocol", b"")
-        sha = body_hash(protocol.decode() or DEFAULT_PROTOCOL, body)
-        (answer,) = await self.step("enqueue", job_id, lane, sha, len(fields), *fields)
-        if answer.startswith((b"full", b"conflict", b"invalid")):
-            raise QueueFull(
-                f"job {job_id} was not accepted ({answer.decode()}); the dead letter stays",
-                retry_after_s=FULL_RETRY_S,
-            )
-        await self.link.call("XDEL", self.keys.dead, letter.entry)
-        return job_id
-
-    async def purge(self, letters: Sequence[DeadLetter]) -> None:
-        """Forget dead letters."""
-        if letters:
-            await self.link.call("XDEL", self.keys.dead, *(letter.entry for letter in letters))
 
     async def history(self, job_id: str) -> dict[str, str]:
         """What the reply hash says beside body and state; empty where the job is unknown."""

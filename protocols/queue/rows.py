@@ -130,23 +130,6 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
 
 
-class DeadLetter(msgspec.Struct, frozen=True):
-    """A job that ended because its attempts did, with what is needed to try it again."""
-
-    entry: str
-    """Its place in `P:dead`."""
-    job_id: str
-    reason: str
-    """`crashes` or `failures`."""
-    attempts: int
-    lane: str
-    error: str
-    events: tuple[str, ...]
-    """`<server ms> <what happened>`, oldest first."""
-    fields: dict[bytes, bytes]
-    """The job's stream fields; empty where its entry was gone."""
-
-
 class Taken(NamedTuple):
     """The answer to a take."""
 
@@ -252,18 +235,6 @@ _OPTIONAL = [
 
 def _finish_reason(raw: bytes) -> FinishReason | None:
     return msgspec.convert(raw.decode(), FinishReason) if raw else None
-
-
-_LETTER_FIELDS = {
-    b"job",
-    b"reason",
-    b"attempts",
-    b"lane",
-    b"workers",
-    b"error",
-    b"events",
-    b"id",
-}
 
 
 def _text(fields: dict[bytes, bytes], name: bytes) -> str | None:
@@ -424,21 +395,6 @@ def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
         worker=worker.decode() if worker else None,
         policy_version=int(version) if version else None,
         finished_ms=int(finished_ms or 0),
-    )
-
-
-def letter_of(entry: bytes, flat: list[bytes]) -> DeadLetter:
-    """An entry of `P:dead`."""
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    return DeadLetter(
-        entry=entry.decode(),
-        job_id=fields[b"job"].decode(),
-        reason=fields[b"reason"].decode(),
-        attempts=int(fields[b"attempts"]),
-        lane=fields[b"lane"].decode(),
-        error=fields[b"error"].decode(),
-        events=tuple(filter(None, fields[b"events"].decode().split(";"))),
-        fields={name: value for name, value in fields.items() if name not in _LETTER_FIELDS},
     )
 
 
