@@ -36,19 +36,18 @@ class Promise(Generic[Value]):
 
     def set_result(self, answer: Value) -> None:
         """Give the answer."""
-        self._answer = answer
-        self._give()
+        self._give(answer, None)
 
     def set_exception(self, error: BaseException) -> None:
         """Give the error."""
-        self._error = error
-        self._give()
+        self._give(None, error)
 
-    def _give(self) -> None:
+    def _give(self, answer: Value | None, error: BaseException | None) -> None:
         with _GIVING:
+            if self._calls is None:
+                raise RuntimeError("this promise was kept before")
+            self._answer, self._error = answer, error
             calls, self._calls = self._calls, None
-        if calls is None:
-            raise RuntimeError("this promise was kept before")
         for call in calls:
             try:
                 call(self)
@@ -95,12 +94,13 @@ def _set(event: threading.Event, _: object) -> None:
     event.set()
 
 
-def call_soon(loop: asyncio.AbstractEventLoop, call: Call) -> None:
-    """Call in the loop, from any thread, unless the loop has ended meanwhile."""
+def call_soon(loop: asyncio.AbstractEventLoop, call: Call) -> bool:
+    """Call in the loop, from any thread, unless the loop has ended meanwhile; whether it will be called."""
     try:
         loop.call_soon_threadsafe(call)
     except RuntimeError:  # the loop that waited is closed: nobody waits any more
-        return
+        return False
+    return True
 
 
 def wake(waiter: "asyncio.Future[None]", _: object) -> None:
@@ -127,11 +127,13 @@ class Doorbell:
                 waiters.append(waiter)
                 return
             self._waiters[loop] = [waiter]
-        call_soon(loop, partial(self._open, loop))
+        if not call_soon(loop, partial(self._open, loop)):
+            with self._lock:
+                self._waiters.pop(loop, None)
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
-            waiters = self._waiters.pop(loop)
+            waiters = self._waiters.pop(loop, [])
         _end(waiters)
 
 

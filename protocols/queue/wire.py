@@ -24,6 +24,8 @@ from redis.exceptions import (
 Argument: TypeAlias = str | bytes | int | float
 Command: TypeAlias = Sequence[Argument]
 
+UNREAD_MOST = 256
+"""Things that came unasked for: while so many are not taken, the server keeps the rest."""
 _NOTHING_YET = object()
 # both without types of their own
 _pack = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
@@ -69,7 +71,7 @@ def passed(answer: Any) -> Any:  # noqa: ANN401 - as sent
 class SocketWire(asyncio.Protocol):
     """A connection that redis-py made, its transport taken over."""
 
-    def __init__(self, connection: Connection, transport: asyncio.WriteTransport) -> None:
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
         self._connection, self._transport = connection, transport
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse,
@@ -79,6 +81,7 @@ class SocketWire(asyncio.Protocol):
         self._answers: list[Any] = []
         self._waiting: deque[tuple[int, asyncio.Future[list[Any]]]] = deque()
         self._lost: Exception | None = None
+        self._paused = False
         self._before = transport.get_protocol()
         transport.set_protocol(self)
 
@@ -103,11 +106,16 @@ class SocketWire(asyncio.Protocol):
         return answers
 
     def _hand_out(self) -> None:
+        """Give what is there to whoever waits; where nobody takes it, read no more for now."""
         while self._waiting and len(self._answers) >= self._waiting[0][0]:
             count, answers = self._waiting.popleft()
             if not answers.done():
                 answers.set_result(self._answers[:count])
             del self._answers[:count]
+        full = not self._waiting and len(self._answers) >= UNREAD_MOST
+        if full != self._paused:
+            self._paused = full
+            (self._transport.pause_reading if full else self._transport.resume_reading)()
 
     def data_received(self, data: bytes) -> None:
         """Called by the transport."""
@@ -151,7 +159,7 @@ async def connect(connection: Connection) -> Wire:
         raise
     writer = connection._writer  # pyright: ignore[reportPrivateUsage]
     assert writer is not None
-    return SocketWire(connection, writer.transport)
+    return SocketWire(connection, cast("asyncio.Transport", writer.transport))
 
 
 def _leave_library_unsaid(connection: Connection) -> None:
