@@ -352,8 +352,9 @@ async def test_a_call_does_not_wait_for_the_answer_to_the_one_before() -> None:
         second = asyncio.create_task(link.call("QUICK"))
         wire = link._wire  # pyright: ignore[reportPrivateUsage]
         assert isinstance(wire, wire_module.SocketWire)
-        while len(wire._waiting) < 2:  # noqa: ASYNC110 # pyright: ignore[reportPrivateUsage]
+        while "SLOW" not in server.requests:  # noqa: ASYNC110
             await asyncio.sleep(0)
+        assert len(wire._waiting) == 2  # pyright: ignore[reportPrivateUsage]
         await server.stop()
         await server.start()
         assert [await first, await second] == [b"OK", b"OK"]
