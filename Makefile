@@ -56,8 +56,10 @@ test-lmdeploy: .venv-lmdeploy/.dev ## The tests of lmdeploy in the worker and be
 	@echo '== tests/lmdeploy, and the suite of all engines'
 	@.venv-lmdeploy/bin/pytest -o filterwarnings=default $(LMDEPLOY_TESTS)
 
-bench: .venv/.dev ## What the queue costs beside a bare pipeline
+bench: .venv/.dev ## What the queue costs beside a bare pipeline, in time and memory, at work and idle
 	@$(BIN)/python benchmarks/queue_overhead.py
+	@$(BIN)/python benchmarks/queue_memory.py
+	@$(BIN)/python benchmarks/idle.py
 
 format: .venv/.dev ## Put the code into shape
 	@$(BIN)/ruff format .

@@ -1,6 +1,6 @@
 """What the queue costs beside a hand-written, unfenced echo over Redis streams (raw_pipeline.py), in one run.
 
-    python benchmarks/queue_overhead.py [--server redis-server] [--rounds 7] [--jobs 5000] [--json]
+    python benchmarks/queue_overhead.py [--server redis-server] [--rounds 7] [--jobs 5000] [--json FILE]
 
 Three pairs of producer and worker process take turns on one server of their own, round by round:
 
@@ -17,21 +17,18 @@ import json
 import os
 import resource
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import redis
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # raw_pipeline.py's neighbours, not installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the packages of this tree, not installed
 
+from benchmarks.machine import HERE, admin, cpu_s, server, server_cpu_s, until, write_down
 from producer_sdk import Client
 from protocols import codec
 from protocols.control import default_desired
@@ -45,9 +42,7 @@ from worker.outcome import Completed, Outcome, Settler
 from worker.pipeline import Attempt
 from worker.steps import Steps
 
-HERE = Path(__file__).parent
 LEASE_S = 15.0
-READY_S = 30.0
 FIGURES = ("jobs_per_s", "ping_p50_ms", "producer_us", "worker_us", "redis_us")
 TARGETS = {
     "queue": {"jobs_per_s": 0.5, "ping_p50_ms": 2, "producer_us": 2, "worker_us": 2, "redis_us": 4},
@@ -61,16 +56,16 @@ async def echo(attempt: Attempt) -> Outcome:
     return Completed(codec.encode_json(body), b"", policy_version=0, oldest_version=0)
 
 
-async def echo_worker(url: str, pool: str, slots: int) -> None:
+async def echo_worker(url: str, pool: str, slots: int, name: str = "echo") -> None:
     """A worker with all its parts but the pipeline."""
-    writer = Broker(Link(url, name="echo:writer"), pool)
-    taker = Broker(Link(url, name="echo:taker"), pool)
+    writer = Broker(Link(url, name=f"{name}:writer"), pool)
+    taker = Broker(Link(url, name=f"{name}:taker"), pool)
     await writer.prepare()
-    keeper = LeaseKeeper(url, pool, "echo", lease_s=LEASE_S, crash_limit=3)
+    keeper = LeaseKeeper(url, pool, name, lease_s=LEASE_S, crash_limit=3)
     settler = Settler(writer, fail_limit=5, backoff_s=1, lease_s=15)
     consumer = Consumer(
         taker,
-        "echo",
+        name,
         keeper,
         settler,
         echo,
@@ -82,7 +77,7 @@ async def echo_worker(url: str, pool: str, slots: int) -> None:
     steps.life = "serving"
     keeper.start(
         facts=lambda: {"state": steps.state()},
-        controller=Controller("echo", steps, lambda _: {}),
+        controller=Controller(name, steps, lambda _: {}),
         obey=consumer.obey,
         broken=print,
     )
@@ -98,7 +93,7 @@ def payload_of(size: int) -> dict[str, object]:
 
 async def produce(url: str, pool: str, worker_pid: int, options: argparse.Namespace) -> None:
     """Ping, then run the jobs; prints one JSON line like raw_pipeline.py's."""
-    admin = cast("Any", redis.Redis).from_url(url)
+    look = cast("Any", redis.Redis).from_url(url)
     payload = payload_of(options.size)
     async with Client(url, pool=pool) as client:
 
@@ -120,11 +115,11 @@ async def produce(url: str, pool: str, worker_pid: int, options: argparse.Namesp
             async with gate:
                 await one()
 
-        before = _own_cpu_s(), _cpu_s(worker_pid), _server_cpu_s(admin)
+        before = _own_cpu_s(), cpu_s(worker_pid), server_cpu_s(look)
         start = time.perf_counter()
         await asyncio.gather(*(gated() for _ in range(options.jobs)))
         wall_s = time.perf_counter() - start
-        after = _own_cpu_s(), _cpu_s(worker_pid), _server_cpu_s(admin)
+        after = _own_cpu_s(), cpu_s(worker_pid), server_cpu_s(look)
     used_us = [(b - a) / options.jobs * 1e6 for a, b in zip(before, after, strict=True)]
     figures = [options.jobs / wall_s, statistics.median(pings) * 1e3, *used_us]
     print(json.dumps(dict(zip(FIGURES, (round(f, 3) for f in figures), strict=True))))
@@ -133,49 +128,6 @@ async def produce(url: str, pool: str, worker_pid: int, options: argparse.Namesp
 def _own_cpu_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _server_cpu_s(admin: Any) -> float:  # noqa: ANN401 - redis-py's types are loose
-    info = admin.info("cpu")
-    return info["used_cpu_user"] + info["used_cpu_sys"]
-
-
-@contextmanager
-def server(binary: str) -> Generator[int]:
-    """A server on a free loopback port, nothing on disk; yields the port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as place:
-        command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-        process = subprocess.Popen(
-            [*command, "--appendonly", "no", "--dir", place], stdout=subprocess.DEVNULL
-        )
-        try:
-            admin = cast("Any", redis.Redis(port=port))
-            _until(admin.ping)
-            yield port
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def _until(true: Callable[[], object]) -> None:
-    give_up_at = time.monotonic() + READY_S
-    while True:
-        try:
-            if true():
-                return
-        except redis.RedisError:
-            pass
-        if time.monotonic() > give_up_at:
-            raise TimeoutError("not ready")
-        time.sleep(0.05)
 
 
 def measured(command: list[str]) -> dict[str, float]:
@@ -190,9 +142,9 @@ def round_of(kind: str, port: int, options: argparse.Namespace) -> dict[str, flo
     sizes += [f"--size={options.size}", f"--pings={options.pings}"]
     if kind == "raw":
         return measured([sys.executable, str(options.baseline), f"--port={port}", *sizes])
-    admin, pool = cast("Any", redis.Redis(port=port)), "default"
-    admin.flushall()
-    admin.hset(f"rollout:{{{pool}}}:desired", mapping=default_desired())
+    look, pool = admin(port), "default"
+    look.flushall()
+    look.hset(f"rollout:{{{pool}}}:desired", mapping=default_desired())
     url = f"redis://127.0.0.1:{port}/0"
     command = [sys.executable, __file__, "--role=echo", f"--url={url}", f"--pool={pool}", *sizes]
     if kind == "path":
@@ -201,7 +153,7 @@ def round_of(kind: str, port: int, options: argparse.Namespace) -> dict[str, flo
     environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
     worker = subprocess.Popen(command, env=environment)
     try:
-        _until(lambda: b"serving" in _states(admin, pool))
+        until(lambda: b"serving" in states_of(look, pool))
         role = ["--role=produce", f"--url={url}", f"--pool={pool}", f"--worker-pid={worker.pid}"]
         return measured([sys.executable, __file__, *role, *sizes])
     finally:
@@ -209,10 +161,11 @@ def round_of(kind: str, port: int, options: argparse.Namespace) -> dict[str, flo
         worker.wait(30)
 
 
-def _states(admin: Any, pool: str) -> list[bytes]:  # noqa: ANN401
+def states_of(look: Any, pool: str) -> list[bytes]:  # noqa: ANN401 - redis-py's types are loose
+    """What the workers of a pool say that they are."""
     prefix = f"rollout:{{{pool}}}"
-    ids = admin.zrange(f"{prefix}:workers", 0, -1)
-    return [admin.hget(f"{prefix}:worker:{worker.decode()}", "state") for worker in ids]
+    ids = look.zrange(f"{prefix}:workers", 0, -1)
+    return [look.hget(f"{prefix}:worker:{worker.decode()}", "state") for worker in ids]
 
 
 def report(rounds: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -246,7 +199,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=256)
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--pings", type=int, default=200)
-    parser.add_argument("--json", action="store_true", help="all rounds as one JSON line")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
     for hidden in ("--role", "--url", "--pool"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--worker-pid", type=int, help=argparse.SUPPRESS)
@@ -271,8 +224,8 @@ def compare(options: argparse.Namespace) -> None:
                 rows.append(round_of(kind, port, options))
                 print(f"round {number} {kind:6}", json.dumps(rows[-1]), flush=True)
     ratios = report(rounds)
-    if options.json:
-        print(json.dumps({"rounds": rounds, "ratios": ratios}))
+    sizes = {name: getattr(options, name) for name in ("jobs", "in_flight", "size", "pings")}
+    write_down(options.json, options.server, {**sizes, "rounds": rounds, "ratios": ratios})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The client: one object, sync and async, cheap to pickle."""
 
-import concurrent.futures
 import importlib
 import itertools
 import os
@@ -21,6 +20,7 @@ from producer_sdk.fleet import Fleet, look
 from producer_sdk.future import Future, Pending, converted
 from producer_sdk.group import Group
 from producer_sdk.progress import Progress
+from producer_sdk.promise import Doorbell, Promise
 from producer_sdk.results import Results
 from producer_sdk.session import Session
 from producer_sdk.stream import Source, Stream
@@ -115,6 +115,7 @@ class Client:
         self._starting = threading.Lock()
         self._stem = secrets.token_hex(8)
         self._count = itertools.count()
+        self._wake = Doorbell().wake
 
     def __getstate__(self) -> Settings:
         return self.settings
@@ -165,8 +166,9 @@ class Client:
         The same `job_id` with the same body is the same job, however often it is submitted. Raises
         InvalidRequest or BodyTooLarge at once; whatever else is wrong stands in the reply.
         """
-        job = self._job(body, protocol, options)
-        return Future(self._started().submit(job), job.id, self._cancel_one)
+        courier = self._started()
+        job = self._job(courier, body, protocol, options)
+        return Future(courier.submit(job), job.id, self._cancel_one, self._wake)
 
     def stream(
         self,
@@ -179,8 +181,8 @@ class Client:
 
         Nobody needs to read it: the job goes on by itself, and another process may follow it too.
         """
-        job = replace(self._job(body, protocol, options), stream=True)
         courier = self._started()
+        job = replace(self._job(courier, body, protocol, options), stream=True)
         return self._stream(courier, courier.submit(job), job.id, _known(protocol))
 
     def follow(self, job_id: str) -> Stream:
@@ -195,11 +197,11 @@ class Client:
     def _stream(
         self,
         courier: Courier,
-        inner: "concurrent.futures.Future[Reply]",
+        inner: Promise[Reply],
         job_id: str,
-        protocol: "concurrent.futures.Future[str | None]",
+        protocol: Promise[str | None],
     ) -> Stream:
-        reply = Future(inner, job_id, self._cancel_one)
+        reply = Future(inner, job_id, self._cancel_one, self._wake)
         return Stream(Source(courier, reply, inner, Pending(protocol, f"protocol of job {job_id}")))
 
     def sample(
@@ -213,9 +215,10 @@ class Client:
         """Draw `n` samples of one prompt: text, token ids, or messages."""
         params = msgspec.structs.replace(params or SampleParams(), n=n)
         body = {**_prompt_field(prompt), "sample_params": request_params(params)}
-        job = self._job(body, "generate", options)
-        inner = converted(self._started().submit(job), lambda reply: Group.of(reply, n))
-        return Future(inner, job.id, self._cancel_one)
+        courier = self._started()
+        job = self._job(courier, body, "generate", options)
+        inner = converted(courier.submit(job), lambda reply: Group.of(reply, n))
+        return Future(inner, job.id, self._cancel_one, self._wake)
 
     def map(
         self,
@@ -252,9 +255,9 @@ class Client:
 
     def get(self, job_id: str) -> Future[Reply]:
         """The reply of a job submitted by this or any other process; JobNotFound where there is none."""
-        return Future(self._get(job_id), job_id, self._cancel_one)
+        return Future(self._get(job_id), job_id, self._cancel_one, self._wake)
 
-    def _get(self, job_id: str) -> "concurrent.futures.Future[Reply]":
+    def _get(self, job_id: str) -> Promise[Reply]:
         if not codec.JOB_ID.fullmatch(job_id):
             raise InvalidRequest(f"`job_id` {job_id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -")
         return self._started().get(job_id)
@@ -337,8 +340,13 @@ class Client:
                 courier = self._courier
         return courier
 
-    def _job(self, body: Mapping[str, Any] | bytes, protocol: str, options: JobOptions) -> Job:
-        courier = self._started()
+    def _job(
+        self,
+        courier: Courier,
+        body: Mapping[str, Any] | bytes,
+        protocol: str,
+        options: JobOptions,
+    ) -> Job:
         timeout_s = options.get("timeout_s")
         try:
             encoded = body if isinstance(body, bytes) else codec.encode_json(body)
@@ -378,8 +386,8 @@ def _settings(**given: Any) -> Settings:  # noqa: ANN401 - judged here
         ) from None
 
 
-def _known(protocol: str) -> "concurrent.futures.Future[str | None]":
-    known: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+def _known(protocol: str) -> Promise[str | None]:
+    known: Promise[str | None] = Promise()
     known.set_result(protocol)
     return known
 

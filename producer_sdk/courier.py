@@ -6,7 +6,6 @@ again every few seconds and after a break.
 """
 
 import asyncio
-import concurrent.futures
 import contextlib
 import logging
 import os
@@ -16,12 +15,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
 
 from producer_sdk.fleet import SEEN_MS, no_live_worker
 from producer_sdk.following import Batch, Feed, Followers
+from producer_sdk.promise import Promise
 from protocols.cancellation import cancel
 from protocols.errors import (
     Cancelled,
@@ -37,6 +37,9 @@ from protocols.queue.broker import Broker
 from protocols.queue.coalesce import Coalescer
 from protocols.queue.link import Link
 
+if TYPE_CHECKING:
+    import concurrent.futures
+
 INBOX_BLOCK_S = 2.0
 INBOX_MOST = 1000
 READ_MOST = 64
@@ -50,9 +53,12 @@ CLOSE_S = 10.0
 GOODBYE_S = 1.0
 REFUSED_PAUSE_S = 2.0
 ARRIVAL_POLL_S = 0.005
+CLOSED = "the client was closed; client.get(job_id) asks again"
 
 Value = TypeVar("Value")
-ReplyFuture = concurrent.futures.Future[Reply]
+ReplyPromise = Promise[Reply]
+Acceptance = JobStatus | RolloutError | Exception
+Found = Reply | JobStatus | Exception | None
 
 log = logging.getLogger("rolloutq.client")
 
@@ -65,7 +71,7 @@ class Outstanding:
     def __init__(self) -> None:
         self.job: Job | None = None
         """Kept until its result, to be submitted again should the server lose it."""
-        self.waiters: list[ReplyFuture] = []
+        self.waiters: list[ReplyPromise] = []
 
     def answer(self, reply: Reply) -> None:
         """Give everybody the reply."""
@@ -95,15 +101,15 @@ class Courier:
         self.pid = os.getpid()
         self.inbox = f"{self.pid}-{secrets.token_hex(6)}"
         self._outstanding: dict[str, Outstanding] = {}
-        self._refused: dict[ReplyFuture, tuple[str, Callable[[], None]]] = {}
+        self._refused: dict[ReplyPromise, tuple[str, Callable[[], None]]] = {}
         """Jobs that wait for room in the backlog: their id, and how to send them again."""
         self._sending: dict[str, bool] = {}
         """Jobs on their way to the server; whether one was heard to have ended meanwhile."""
-        self._arriving: deque[tuple[Job | str, ReplyFuture]] = deque()
+        self._arriving: deque[tuple[Job | str, ReplyPromise]] = deque()
         self._woken = False
         self._closing = False
         self._alone_since: float | None = None
-        self._collected: list[Reply] = []
+        self._collected: list[tuple[str, int]] = []
         self._url = url
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
@@ -119,17 +125,17 @@ class Courier:
 
     # called from any thread
 
-    def submit(self, job: Job) -> ReplyFuture:
+    def submit(self, job: Job) -> ReplyPromise:
         """Send a job; the future gets its reply."""
         return self._arrive(job)
 
-    def get(self, job_id: str) -> ReplyFuture:
+    def get(self, job_id: str) -> ReplyPromise:
         """The reply of a job that this or another process submitted."""
         return self._arrive(job_id)
 
     def pull(self, feed: Feed, *, again: bool = False) -> Batch:
         """The next entries of a job's progress stream, or the first `again`; none once it has ended without more."""
-        batch: Batch = concurrent.futures.Future()
+        batch: Batch = Promise()
         self._pulls.add(batch)
         batch.add_done_callback(self._pulls.discard)
         try:
@@ -143,15 +149,22 @@ class Courier:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the feed with it
             self._loop.call_soon_threadsafe(self._followers.leave, feed)
 
-    def ask(
-        self, question: Callable[[Broker], Awaitable[Value]]
-    ) -> "concurrent.futures.Future[Value]":
+    def ask(self, question: Callable[[Broker], Awaitable[Value]]) -> Promise[Value]:
         """Run a short question on the client's connection."""
+        answer: Promise[Value] = Promise()
 
         async def asked() -> Value:
             return await question(self._broker)
 
-        return asyncio.run_coroutine_threadsafe(asked(), self._loop)
+        def told(done: "concurrent.futures.Future[Value]") -> None:
+            error = RolloutError(CLOSED) if done.cancelled() else done.exception()
+            if error is None:
+                answer.set_result(done.result())
+            else:
+                answer.set_exception(error)
+
+        asyncio.run_coroutine_threadsafe(asked(), self._loop).add_done_callback(told)
+        return answer
 
     def close(self) -> None:
         """Send what was submitted, then end; jobs go on, their futures fail."""
@@ -162,8 +175,8 @@ class Courier:
             for batch in list(self._pulls):  # what came too late for the thread
                 batch.set_result([])
 
-    def _arrive(self, wanted: Job | str) -> ReplyFuture:
-        future: ReplyFuture = concurrent.futures.Future()
+    def _arrive(self, wanted: Job | str) -> ReplyPromise:
+        future: ReplyPromise = Promise()
         if self._closing:
             raise RolloutError("this client is closed; make a new one")
         self._arriving.append((wanted, future))
@@ -200,7 +213,7 @@ class Courier:
         self._take_in()
         await self._enqueue.close()
         await cancel(*tasks)
-        self._fail_all(RolloutError("the client was closed; client.get(job_id) asks again"))
+        self._fail_all(RolloutError(CLOSED))
         self._followers.close()
         with contextlib.suppress(QueueError, TimeoutError):  # it only saves memory
             async with asyncio.timeout(GOODBYE_S):
@@ -218,33 +231,36 @@ class Courier:
                 self._expect(wanted, future)
                 self._look(wanted)
 
-    def _send(self, job: Job, future: ReplyFuture, *, accepted_before: bool = False) -> None:
-        patient = self._patience(accepted_before=accepted_before)
-
-        def told(answer: JobStatus | RolloutError | Exception) -> None:
-            ended = self._sending.pop(job.id, False)
-            if isinstance(answer, patient) and not self._closing:
-                again = partial(self._send, job, future, accepted_before=accepted_before)
-                self._refused[future] = (job.id, again)
-                self._loop.call_later(answer.retry_after_s or 1.0, self._send_again, future)
-            elif isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                self._expect(job.id, future).job = job
-                if answer.terminal or ended:
-                    self._look(job.id)
-                self._followers.woken(job.id)
-
+    def _send(self, job: Job, future: ReplyPromise, *, accepted_before: bool = False) -> None:
         self._sending.setdefault(job.id, False)
-        self._enqueue.put(job, told)
+        self._enqueue.put(job, partial(self._told, job, future, accepted_before))
 
-    def _patience(self, *, accepted_before: bool) -> tuple[type[RolloutError], ...]:
+    def _told(
+        self, job: Job, future: ReplyPromise, accepted_before: bool, answer: Acceptance
+    ) -> None:
+        """What became of a submission."""
+        ended = self._sending.pop(job.id, False)
+        if not isinstance(answer, Exception):
+            self._expect(job.id, future).job = job
+            if answer.terminal or ended:
+                self._look(job.id)
+            self._followers.woken(job.id)
+        elif isinstance(answer, self._patience(accepted_before)) and not self._closing:
+            again = partial(self._send, job, future, accepted_before=accepted_before)
+            self._refused[future] = (job.id, again)
+            self._loop.call_later(answer.retry_after_s or 1.0, self._send_again, future)
+        else:
+            future.set_exception(answer)
+
+    def _patience(
+        self, accepted_before: bool
+    ) -> tuple[type[QueueFull] | type[ServerUnavailable], ...]:
         """After which refusals a job is sent again; one that was accepted before is owed its reply."""
         if accepted_before:
             return QueueFull, ServerUnavailable
         return (QueueFull,) if self._wait_when_full else ()
 
-    def _send_again(self, future: ReplyFuture) -> None:
+    def _send_again(self, future: ReplyPromise) -> None:
         """Send what was refused for now, unless its waiter has been told something else."""
         _, send = self._refused.pop(future, ("", None))
         if send is not None:
@@ -265,7 +281,7 @@ class Courier:
             future.set_exception(Cancelled(f"job {job_id} was cancelled before it was accepted"))
         return len(dropped)
 
-    def _expect(self, job_id: str, future: ReplyFuture) -> Outstanding:
+    def _expect(self, job_id: str, future: ReplyPromise) -> Outstanding:
         entry = self._outstanding.get(job_id)
         if entry is None:
             entry = self._outstanding[job_id] = Outstanding()
@@ -274,29 +290,28 @@ class Courier:
 
     def _look(self, job_id: str) -> None:
         """Read a job's reply key, and act on what it says."""
+        self._read.put(job_id, partial(self._found, job_id))
 
-        def told(found: Reply | JobStatus | Exception | None) -> None:
-            entry = self._outstanding.get(job_id)
-            if entry is None or isinstance(found, JobStatus):
-                return
-            if found is None and entry.job is not None:
-                self._submit_again(job_id, entry)
-                return
-            if found is None and job_id in self._sending:
-                return  # this has overtaken it; its acceptance finds who waits here
-            del self._outstanding[job_id]
-            if isinstance(found, Reply):
-                if entry.job is not None:
-                    self._collected.append(found)
-                entry.answer(found)
-            elif found is None:
-                entry.fail(
-                    JobNotFound(f"no job {job_id} in pool {self._pool}, or its reply has expired")
-                )
-            else:
-                entry.fail(found)
-
-        self._read.put(job_id, told)
+    def _found(self, job_id: str, found: Found) -> None:
+        entry = self._outstanding.get(job_id)
+        if entry is None or isinstance(found, JobStatus):
+            return
+        if found is None and entry.job is not None:
+            self._submit_again(job_id, entry)
+            return
+        if found is None and job_id in self._sending:
+            return  # this has overtaken it; its acceptance finds who waits here
+        del self._outstanding[job_id]
+        if isinstance(found, Reply):
+            if entry.job is not None:
+                self._collected.append((job_id, found.finished_ms))
+            entry.answer(found)
+        elif found is None:
+            entry.fail(
+                JobNotFound(f"no job {job_id} in pool {self._pool}, or its reply has expired")
+            )
+        else:
+            entry.fail(found)
 
     def _submit_again(self, job_id: str, entry: Outstanding) -> None:
         log.warning("the server has lost job %s; submitting it again", job_id)

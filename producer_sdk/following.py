@@ -6,10 +6,10 @@ of this client are woken by its inbox, those of other jobs look on a tick that a
 time looks in one call.
 """
 
-import concurrent.futures
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from producer_sdk.promise import Promise
 from protocols.job import Reply, Segment
 from protocols.queue.broker import Broker
 from protocols.queue.coalesce import Coalescer
@@ -20,13 +20,13 @@ PORTION = 32
 READ_MOST = 64
 START = "0"
 
-Batch = concurrent.futures.Future[list[Segment | End]]
+Batch = Promise[list[Segment | End]]
 
 
 class Feed:
     """One reader's place in the progress stream of one job; changed in the courier's thread alone."""
 
-    def __init__(self, job_id: str, reply: concurrent.futures.Future[Reply]) -> None:
+    def __init__(self, job_id: str, reply: Promise[Reply]) -> None:
         self.job_id, self.reply = job_id, reply
         self.after = START
         """The last entry that the reader was given."""

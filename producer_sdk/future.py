@@ -1,22 +1,28 @@
 """What a client hands out: a value that is awaited or asked for, from any thread or event loop."""
 
 import asyncio
-import concurrent.futures
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+from producer_sdk.promise import Promise, wake
 from protocols.errors import ResultTimeout
 from protocols.job import Reply
 
 Value = TypeVar("Value")
+Wake = Callable[["asyncio.Future[None]", object], object]
 
 
 class Pending(Generic[Value]):
     """An answer under way: `.result(timeout=…)`, or `await` it. No wait that ends early ends the work."""
 
-    def __init__(self, inner: "concurrent.futures.Future[Value]", what: str) -> None:
+    __slots__ = ("_inner", "_wake", "_what")
+
+    def __init__(self, inner: Promise[Value], what: str, wake: Wake = wake) -> None:
+        """`wake` reaches the event loop of whoever awaits it."""
         self._inner = inner
         self._what = what
+        self._wake = wake
 
     def done(self) -> bool:
         """Whether the answer is there."""
@@ -33,7 +39,7 @@ class Pending(Generic[Value]):
         return self._inner.exception()
 
     def _wait(self, timeout: float | None) -> None:
-        if not concurrent.futures.wait([self._inner], timeout).done:
+        if not self._inner.wait(timeout):
             raise ResultTimeout(
                 f"{self._what}: no answer within {timeout:g} s; it goes on, ask again"
             )
@@ -45,28 +51,25 @@ class Pending(Generic[Value]):
     def __await__(self) -> Generator[Any, None, Value]:
         """Wait in an event loop; cancelling the wait leaves the work alone."""
         if not self._inner.done():
-            loop = asyncio.get_running_loop()
-            waiter: asyncio.Future[None] = loop.create_future()
-
-            def wake() -> None:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-            self._inner.add_done_callback(lambda _: call_soon(loop, wake))
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._inner.add_done_callback(partial(self._wake, waiter))
             yield from waiter
-        return self._inner.result(0)
+        return self._inner.result()
 
 
 class Future(Pending[Value]):
     """The answer to one job."""
 
+    __slots__ = ("_cancel", "job_id")
+
     def __init__(
         self,
-        inner: "concurrent.futures.Future[Value]",
+        inner: Promise[Value],
         job_id: str,
         cancel: Callable[[str], Pending[int]],
+        wake: Wake = wake,
     ) -> None:
-        super().__init__(inner, f"job {job_id}")
+        super().__init__(inner, f"job {job_id}", wake)
         self.job_id = job_id
         self._cancel = cancel
 
@@ -78,29 +81,21 @@ class Future(Pending[Value]):
         return f"<Future of job {self.job_id}: {'done' if self.done() else 'pending'}>"
 
 
-def converted(
-    inner: "concurrent.futures.Future[Reply]", convert: Callable[[Reply], Value]
-) -> "concurrent.futures.Future[Value]":
-    """A future of what `convert` makes of the reply."""
-    outer: concurrent.futures.Future[Value] = concurrent.futures.Future()
+def converted(inner: Promise[Reply], convert: Callable[[Reply], Value]) -> Promise[Value]:
+    """A promise of what `convert` makes of the reply."""
+    outer: Promise[Value] = Promise()
 
-    def pass_on(done: "concurrent.futures.Future[Reply]") -> None:
+    def pass_on(done: Promise[Reply]) -> None:
         error = done.exception()
         if error is not None:
             outer.set_exception(error)
             return
         try:
-            outer.set_result(convert(done.result()))
+            value = convert(done.result())
         except Exception as broken:  # noqa: BLE001 - whoever waits hears what broke
             outer.set_exception(broken)
+        else:
+            outer.set_result(value)
 
     inner.add_done_callback(pass_on)
     return outer
-
-
-def call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
-    """Call in the loop, from any thread, unless the loop has ended meanwhile."""
-    try:
-        loop.call_soon_threadsafe(call)
-    except RuntimeError:  # the loop that waited is closed: nobody waits any more
-        return

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import partial
 from typing import Generic, TypeVar
 
-from producer_sdk.future import Pending, call_soon
+from producer_sdk.future import Pending
 from producer_sdk.progress import Progress
+from producer_sdk.promise import call_soon
 from protocols.errors import ResultTimeout
 
 Value = TypeVar("Value")

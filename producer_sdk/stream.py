@@ -8,21 +8,19 @@ that cannot go on ends in an error: reading segments raises it, frames carry it 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
 from producer_sdk.courier import Courier
 from producer_sdk.following import Feed
 from producer_sdk.future import Future, Pending
+from producer_sdk.promise import Promise
 from protocols.dialects import dialect_of
 from protocols.errors import RolloutError, ServerUnavailable
 from protocols.job import DEFAULT_PROTOCOL, JobStatus, Reply, Segment
 from protocols.queue.rows import End
 from protocols.rollout_state import Logprobs, RolloutState, TokenIds
-
-if TYPE_CHECKING:
-    import concurrent.futures
 
 Item = TypeVar("Item")
 Batch = list[Segment | End]
@@ -33,7 +31,7 @@ class Source(NamedTuple):
 
     courier: Courier
     reply: Future[Reply]
-    inner: "concurrent.futures.Future[Reply]"
+    inner: Promise[Reply]
     """What `reply` waits for."""
     protocol: "Pending[str | None]"
     """The job's dialect; None where the job is unknown."""

@@ -25,7 +25,7 @@ DEFAULT_PROTOCOL = "openai.chat"
 DEFAULT_REPLY_TTL_MS = 6 * 3600 * 1000
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(msgspec.Struct, frozen=True, gc=False):
     """One job as it lies in a lane's stream."""
 
     id: str

@@ -143,7 +143,7 @@ HINCRBY P ends 1
 HSCAN P:session:of-another 0
 UNLINK P:session:of-another
 FCALL rolloutq_cancel 1 P of-another
-FCALL rolloutq_finish 1 P of-another 1:n completed 200 '' {} '' '' '' '' 0 0 '' 0
+FCALL rolloutq_finish 1 P of-another 1:n completed 200 {} '' '' '' 0
 """,
     },
     "worker": {

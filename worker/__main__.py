@@ -1,6 +1,7 @@
 """`python -m worker`, what `rolloutq worker` becomes."""
 
 import asyncio
+import gc
 import logging
 import sys
 
@@ -40,6 +41,7 @@ def main() -> int:
 def _serve(config: Config) -> None:
     from worker.service import serve  # a probe has no use for what generates
 
+    gc.freeze()  # what was imported stays: no collection, which holds up the event loop, need look at it
     asyncio.run(serve(config))
 
 

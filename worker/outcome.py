@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TypeAlias, assert_never
 
 import msgspec
-from msgspec.structs import replace
 
 from protocols.errors import RolloutError
 from protocols.job import JobStatus, Segment
@@ -98,11 +97,9 @@ class Settler:
         """Write what an attempt's end means to its job."""
         job_id, fence = lease.job_id, lease.fence
         match outcome:
-            case Completed(body, state, newest, oldest):
-                ending = Ending(
-                    job_id, fence, JobStatus.COMPLETED, 200, body, state, "", newest, oldest
-                )
-                kept = await self._finish.answer(await self._completed(lease, ending, outcome))
+            case Completed():
+                segments = await self._all_but_last(lease, outcome.segments)
+                kept = await self._finish.answer(_completed(lease, outcome, segments))
             case Ended(status, error, body, state):
                 kept = await self._finish.answer(
                     Ending(job_id, fence, status, error.http_status, body, state, error.code)
@@ -121,20 +118,9 @@ class Settler:
         if not kept:
             log.warning("job %s: the lease of attempt %s was lost", job_id, fence)
 
-    async def _completed(self, lease: Lease, ending: Ending, outcome: Completed) -> Ending:
-        """With what its stream and its session get."""
-        return replace(
-            ending,
-            segments=await self._all_but_last(lease, outcome.segments),
-            frames=outcome.frames,
-            tokens=outcome.tokens,
-            session=outcome.session,
-            turns=outcome.turns,
-        )
-
     async def _all_but_last(self, lease: Lease, segments: Sequence[Segment]) -> Sequence[Segment]:
         """Write what is more than the end should carry, in portions; returns the last one."""
-        while len(first := portion(segments)) < len(segments):
+        while segments and len(first := portion(segments)) < len(segments):
             await self._renew.answer(Hold(lease.job_id, lease.fence, first))
             segments = segments[len(first) :]
         return segments
@@ -154,3 +140,22 @@ class Settler:
         """Wait until everything is written."""
         for coalescer in (self._renew, self._finish, self._fail, self._release):
             await coalescer.close()
+
+
+def _completed(lease: Lease, outcome: Completed, segments: Sequence[Segment]) -> Ending:
+    """With what its stream and its session get."""
+    return Ending(
+        lease.job_id,
+        lease.fence,
+        JobStatus.COMPLETED,
+        200,
+        outcome.body,
+        outcome.state,
+        policy_version=outcome.policy_version,
+        oldest_version=outcome.oldest_version,
+        segments=segments,
+        frames=outcome.frames,
+        tokens=outcome.tokens,
+        session=outcome.session,
+        turns=outcome.turns,
+    )

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, assert_never
+from typing import Literal, TypeVar, assert_never
 
 from msgspec.structs import replace
 
@@ -39,6 +39,12 @@ from worker.session import Recall, kept_in, no_sessions, thread_of
 
 Order = Literal["cancel", "expire", "stale", "lost", "hand back", "abort"]
 """Why an attempt shall end before its generation does."""
+
+BESIDE_BYTES = 256 * 1024
+"""A longer body is read beside the event loop."""
+BESIDE_VALUES = 2048
+"""An answer of more tokens, likely others included, is put together beside it."""
+Made = TypeVar("Made")
 
 log = logging.getLogger("rolloutq.pipeline")
 
@@ -196,11 +202,10 @@ async def run_job(
 async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: Recall) -> Outcome:
     job = job_of(attempt.lease)
     dialect = dialect_of(job.protocol)
-    normal = heard(dialect.normalize(job.body), engine)
-    check(normal, engine, pool)
-    thread = await thread_of(
-        attempt.lease, job.session or normal.options.session, normal.state, recall
-    )
+    large = len(job.body) > BESIDE_BYTES
+    normal = await _beside(large, partial(_accepted, dialect, job.body, engine, pool))
+    session = job.session or normal.options.session
+    thread = await thread_of(attempt.lease, session, normal.state, recall)
     prompt, call = await render(normal, job, engine, thread)
     attempt.prompt = prompt
     if normal.counts or call.params.max_tokens == 0:
@@ -212,8 +217,24 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: 
     streamed = job.stream or normal.stream
     stream = _stream(attempt.lease, dialect, normal, prompt, engine) if streamed else None
     samples = await attempt.draw(engine, call, reading, stream, job.cuts)
-    states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
-    return kept_in(thread, states, _answer(attempt, dialect, normal, states, engine))
+
+    def completed() -> Outcome:
+        states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
+        return kept_in(thread, states, _answer(attempt, dialect, normal, states, engine))
+
+    values = sum([len(sample.ids) * (1 + sample.wide) for sample in samples])
+    return await _beside(values > BESIDE_VALUES, completed)
+
+
+async def _beside(heavy: bool, work: Callable[[], Made]) -> Made:
+    """What `work` makes; where that is heavy, in a thread, so that the event loop is not held."""
+    return await asyncio.to_thread(work) if heavy else work()
+
+
+def _accepted(dialect: Dialect, body: bytes, engine: Engine, pool: str) -> Normal:
+    normal = heard(dialect.normalize(body), engine)
+    check(normal, engine, pool)
+    return normal
 
 
 def _stream(

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import partial
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from protocols.dialects.base import Normal
 from protocols.dialects.field import Report
@@ -21,7 +21,7 @@ from worker.turns import images_of, options_of, tools_of, turns_of
 
 THREAD_BYTES = 64 * 1024
 """A longer prompt is tokenized beside the event loop."""
-_NEUTRAL = SampleParams()
+_PARAMS, _NEUTRAL = SampleParams.__struct_fields__, astuple(SampleParams())
 
 
 def check(normal: Normal, engine: Engine, pool: str) -> None:
@@ -33,8 +33,8 @@ def check(normal: Normal, engine: Engine, pool: str) -> None:
         )
     _check_blocks(normal.state, engine)
     params = normal.state.sample_params
-    for name in SampleParams.__struct_fields__:
-        if getattr(params, name) != getattr(_NEUTRAL, name) and name not in engine.capabilities:
+    for name, value, neutral in zip(_PARAMS, astuple(params), _NEUTRAL, strict=True):
+        if value != neutral and name not in engine.capabilities:
             raise UnsupportedOption(f"`{name}`: engine {engine.name} cannot honour it", param=name)
     if normal.options.script and "script" not in engine.capabilities:
         raise UnsupportedOption(

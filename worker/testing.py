@@ -14,16 +14,19 @@ The server is fakeredis and the engine the scripted one, which echoes the last u
 import asyncio
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 from fakeredis import FakeServer
 from fakeredis.aioredis import FakeAsyncRedisConnection
+from redis.exceptions import RedisError
 
 from producer_sdk import Client
 from protocols.control import default_desired
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link, in_memory
+from protocols.queue.wire import Command, passed
 from worker.config import Config
 from worker.service import Service
 
@@ -51,12 +54,37 @@ def fleet(*, workers: int = 1, slots: int = 64, pool: str = "default") -> Genera
 
 def _server() -> AbstractContextManager[str]:
     server = FakeServer(server_type="redis", version=(7, 2))
+    return in_memory(lambda: MemoryWire(server))
 
-    class Connection(FakeAsyncRedisConnection):
-        def __init__(self, *, client_name: str, **_: object) -> None:
-            super().__init__(server=server, client_name=client_name, protocol=2)
 
-    return in_memory(Connection)
+class MemoryWire:
+    """A connection to a server in memory."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self._connection = FakeAsyncRedisConnection(server=server, protocol=2)
+        self._turn = asyncio.Lock()
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """As in Wire."""
+        async with self._turn:
+            await self._connection.connect()
+            packed = self._connection.pack_commands(commands)
+            await self._connection.send_packed_command(packed, check_health=False)
+            return [await self.receive() for _ in commands]
+
+    async def receive(self) -> Any:  # noqa: ANN401 - as sent
+        """As in Wire."""
+        try:
+            return await self._connection.read_response()
+        except RedisError as error:
+            return passed(error)
+
+    def abort(self) -> None:
+        """As in Wire."""
+
+    async def close(self) -> None:
+        """As in Wire."""
+        await self._connection.disconnect()
 
 
 async def _prepare(url: str, pool: str) -> None:

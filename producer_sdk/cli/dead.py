@@ -8,8 +8,9 @@ from rich.table import Table
 from producer_sdk.cli.screen import AsJson, print_json, show
 from producer_sdk.cli.where import Where, ask
 from protocols.errors import ConfigError, JobNotFound
+from protocols.queue import dead as buried
 from protocols.queue.broker import Broker
-from protocols.queue.rows import DeadLetter
+from protocols.queue.dead import DeadLetter
 
 LISTED = 100
 SEARCHED = 10_000
@@ -25,7 +26,7 @@ def list_letters(*, as_json: AsJson = False, where: Where = Where()) -> None:  #
         as_json: Print them as JSON.
         where: Server and pool.
     """
-    letters = ask(where, lambda broker: broker.dead_letters(most=LISTED))
+    letters = ask(where, lambda broker: buried.dead_letters(broker, most=LISTED))
     if as_json:
         print_json([_facts(letter) for letter in letters])
         return
@@ -65,7 +66,7 @@ def requeue(job_id: str, /, *, where: Where = Where()) -> None:  # noqa: B008 - 
         where: Server and pool.
     """
     letter = _found(where, job_id)
-    again = ask(where, lambda broker: broker.requeue(letter))
+    again = ask(where, lambda broker: buried.requeue(broker, letter))
     print(f"queued as {again}; see it with: rolloutq job {again}")
 
 
@@ -81,12 +82,12 @@ def purge(job_id: str | None = None, /, *, every: bool = False, where: Where = W
     if (job_id is None) == (not every):
         raise ConfigError("give either a job's id or --every")
     letters = [_found(where, job_id)] if job_id else ask(where, _all)
-    ask(where, lambda broker: broker.purge(letters))
+    ask(where, lambda broker: buried.purge(broker, letters))
     print(f"purged {len(letters)} dead letters")
 
 
 async def _all(broker: Broker) -> list[DeadLetter]:
-    return await broker.dead_letters(most=SEARCHED)
+    return await buried.dead_letters(broker, most=SEARCHED)
 
 
 def _found(where: Where, job_id: str) -> DeadLetter:

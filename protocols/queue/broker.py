@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -21,13 +21,13 @@ from protocols.errors import (
     RolloutError,
     ServerUnavailable,
 )
-from protocols.job import DEFAULT_PROTOCOL, Job, JobStatus, Reply
+from protocols.job import Job, JobStatus, Reply
 from protocols.queue.keys import BELL, GROUP, LANES, Keys
 from protocols.queue.link import Argument, Command, Link
 from protocols.queue.rows import (
     REPLY_FIELDS,
+    STATUS,
     Beaten,
-    DeadLetter,
     Ending,
     Entry,
     Failure,
@@ -43,7 +43,6 @@ from protocols.queue.rows import (
     fields_of,
     hold_args,
     lease_of,
-    letter_of,
     recalled_of,
     reply_of,
     texts,
@@ -57,11 +56,12 @@ BELL_BLOCK_S = 2.0
 COPY_WAIT_S = 0.5
 EARLY_S = 0.02
 MARKS_MOST = 4096
+COLLECT_MOST = 1000
 SCAN_MOST = 256
 FROM_NOW = "$"
 """The last command seen, for who has seen none: it hears of the next."""
-_PARTS = ("functions.lua", "control.lua")
-LIBRARY = "".join((files("protocols.queue") / part).read_text() for part in _PARTS)
+_PARTS = ("functions", "take", "lease", "sweep", "control")
+LIBRARY = "".join((files("protocols.queue") / f"{part}.lua").read_text() for part in _PARTS)
 LIBRARY_VERSION = int(LIBRARY.partition("local VERSION = ")[2].partition("\n")[0])
 
 _JUDGEMENTS: dict[str, type[RolloutError]] = {
@@ -194,7 +194,7 @@ class Broker:
             )
         if answer == b"invalid":
             return InvalidRequest("`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -", param="id")
-        return JobStatus(answer.decode())
+        return STATUS[answer]
 
     async def cancel(self, job_ids: Sequence[str]) -> list[str]:
         """For each: `cancelled`, `stopping`, the terminal status it has, or `unknown`."""
@@ -206,13 +206,14 @@ class Broker:
         answers = await self.link.calls(commands)
         return [reply_of(job_id, row) for job_id, row in zip(job_ids, answers, strict=True)]
 
-    async def collected(self, replies: Iterable[Reply]) -> None:
-        """Say that their owner has these replies: ten minutes later only tombstones are kept."""
-        marks: list[Argument] = []
-        for reply in replies:
-            marks += (reply.job_id, reply.finished_ms)
-        if marks:
-            await self.step("collect", *marks)
+    async def collected(self, ends: Sequence[tuple[str, int]]) -> None:
+        """Say that their owner has the replies of these jobs, which ended at that server time in ms.
+
+        Ten minutes later only tombstones are kept.
+        """
+        for start in range(0, len(ends), COLLECT_MOST):
+            some = ends[start : start + COLLECT_MOST]
+            await self.step("collect", *[mark for end in some for mark in end])
 
     async def news(self, inbox: str, *, most: int, block_s: float) -> list[str]:
         """Ids of finished jobs, and with a `+` before them of jobs with new frames, as soon as there are any.
@@ -420,34 +421,6 @@ class Broker:
     async def desired(self) -> dict[str, str]:
         """The desired state; empty where there is none."""
         return texts(await self.link.call("HGETALL", self.keys.desired))
-
-    async def dead_letters(self, *, most: int) -> list[DeadLetter]:
-        """The newest dead letters, newest first."""
-        rows = await self.link.call("XREVRANGE", self.keys.dead, "+", "-", "COUNT", most)
-        return [letter_of(entry, flat) for entry, flat in rows]
-
-    async def requeue(self, letter: DeadLetter) -> str:
-        """Make a new job of a dead letter, which goes; returns the new job's id: `<id>~2`, then `~3`."""
-        stem, _, count = letter.job_id.rpartition("~")
-        numbered = bool(stem) and count.isdecimal()
-        job_id = f"{stem}~{int(count) + 1}" if numbered else f"{letter.job_id}~2"
-        lane = letter.lane if letter.lane in LANES[1:] else LANES[2]
-        fields = [part for pair in letter.fields.items() for part in pair]
-        body, protocol = letter.fields.get(b"body", b""), letter.fields.get(b"protocol", b"")
-        sha = body_hash(protocol.decode() or DEFAULT_PROTOCOL, body)
-        (answer,) = await self.step("enqueue", job_id, lane, sha, len(fields), *fields)
-        if answer.startswith((b"full", b"conflict", b"invalid")):
-            raise QueueFull(
-                f"job {job_id} was not accepted ({answer.decode()}); the dead letter stays",
-                retry_after_s=FULL_RETRY_S,
-            )
-        await self.link.call("XDEL", self.keys.dead, letter.entry)
-        return job_id
-
-    async def purge(self, letters: Sequence[DeadLetter]) -> None:
-        """Forget dead letters."""
-        if letters:
-            await self.link.call("XDEL", self.keys.dead, *(letter.entry for letter in letters))
 
     async def history(self, job_id: str) -> dict[str, str]:
         """What the reply hash says beside body and state; empty where the job is unknown."""

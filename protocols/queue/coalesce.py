@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -20,7 +21,7 @@ class Coalescer(Generic[Item, Answer]):
         send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
         *,
         size: Callable[[Item], int],
-        most: int = 256,
+        most: int = 64,
         most_bytes: int = 4 * 1024 * 1024,
     ) -> None:
         """`send` answers a batch in its order; `size` tells an item's bytes."""
@@ -38,16 +39,7 @@ class Coalescer(Generic[Item, Answer]):
     async def answer(self, item: Item) -> Answer:
         """Queue an item and wait for its answer."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-        def tell(answer: Answer | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
-
-        self.put(item, tell)
+        self.put(item, partial(_tell, future))
         return await future
 
     async def close(self) -> None:
@@ -79,3 +71,12 @@ class Coalescer(Generic[Item, Answer]):
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
+
+
+def _tell(future: "asyncio.Future[Answer]", answer: Answer | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

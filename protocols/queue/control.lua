@@ -1,5 +1,5 @@
 --
--- The control channel: what the pool shall do, who wanted it, who obeyed. It continues functions.lua.
+-- The control channel: what the pool shall do, who wanted it, who obeyed. It continues sweep.lua.
 --
 -- P:desired       gate open|closed; mode release|drain|keep|abort: what a closed gate does to jobs in flight;
 --                 memory loaded|offloaded|discarded|stale; weights (policy version; empty: those that the workers started

@@ -1,7 +1,8 @@
 """Every key of a pool: name, type, who writes it, how long it lives.
 
 All begin with `P` = `rollout:{<pool>}`, whose braces put a pool into one cluster slot.
-`functions.lua` and `control.lua` build the same names from `P`, the one key that every step is called with.
+The function library (the `.lua` files beside this) builds the same names from `P`, the one key
+that every step is called with.
 
 | key                 | type             | written by                | lives                                          |
 |---------------------|------------------|---------------------------|------------------------------------------------|

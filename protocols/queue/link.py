@@ -9,9 +9,9 @@ shape of answers.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio.connection import Connection, SSLConnection, parse_url
@@ -35,9 +35,7 @@ from redis.exceptions import (
 
 from protocols.errors import ConfigError, ServerUnavailable
 from protocols.queue import tls
-
-Argument: TypeAlias = str | bytes | int | float
-Command: TypeAlias = Sequence[Argument]
+from protocols.queue.wire import Argument, Command, Wire, connect
 
 CONNECT_S = 5.0
 FIRST_CONTACT_S = 8.0
@@ -53,18 +51,18 @@ _HUNG_UP = (ConnectionResetError, BrokenPipeError, EOFError)
 log = logging.getLogger("rolloutq.link")
 
 
-_memory: dict[str, type[Connection]] = {}
+_memory: dict[str, Callable[[], Wire]] = {}
 
 
 @contextmanager
-def in_memory(kind: type[Connection]) -> Generator[str]:
-    """A `memory://` URL that leads to connections of that kind, in this process and this block only.
+def in_memory(wire: Callable[[], Wire]) -> Generator[str]:
+    """A `memory://` URL that leads to such a wire, in this process and this block only.
 
     The one thing here that is shared by a whole process: a URL is all that the parts of a client
     and of a worker are given, and tests give them one of a server in memory.
     """
-    url = f"memory://{len(_memory)}-{id(kind):x}"
-    _memory[url] = kind
+    url = f"memory://{len(_memory)}-{id(wire):x}"
+    _memory[url] = wire
     try:
         yield url
     finally:
@@ -74,7 +72,7 @@ def in_memory(kind: type[Connection]) -> Generator[str]:
 def check_url(url: str) -> dict[str, Any]:
     """redis-py's connection arguments of a `redis://`, `rediss://` or `unix://` URL; raises ConfigError."""
     if url in _memory:
-        return {"connection_class": _memory[url], "path": url}
+        return {"path": url}
     try:
         told = _options(url)
         options = dict(parse_url(url))
@@ -132,21 +130,15 @@ def _pass_cancellation(error: Exception) -> None:
         raise asyncio.CancelledError from error
 
 
-def _leave_library_unsaid(connection: Connection) -> None:
-    """No CLIENT SETINFO: Redis 7.0 has none, so that an ACL for 7.0 cannot allow it; redis-py 5 and 8."""
-    for name in ("driver_info", "lib_name", "lib_version"):
-        setattr(connection, name, None)
-
-
 class Link:
-    """One connection; calls on it take turns."""
+    """One connection; the answers to calls come in the order of the calls."""
 
     def __init__(self, url: str, *, name: str, outage_s: float = 60.0) -> None:
         """`name` is what the server's CLIENT LIST shows. A call gives up after `outage_s` without a server.
 
         Where there never was one, it gives up after `FIRST_CONTACT_S`: the URL may be wrong.
         """
-        options = check_url(url)
+        options, self._in_memory = check_url(url), _memory.get(url)
         self._kind: type[Connection] = options.pop("connection_class", Connection)
         if "path" not in options:
             options.setdefault("socket_keepalive", True)
@@ -158,8 +150,8 @@ class Link:
             "client_name": name,
             "health_check_interval": 0,
         }
-        self._connection: Connection | None = None
-        self._turn = asyncio.Lock()
+        self._wire: Wire | None = None
+        self._opening = asyncio.Lock()
         self.address = address_of(url)
         self.outage_s = outage_s
         """May be changed, also for the call under way."""
@@ -181,34 +173,31 @@ class Link:
         `only` says which connection they are meant for, by what `opened` was: they are sent once,
         and raise ServerUnavailable where it is gone.
         """
-        async with self._turn:
-            if only is not None and (self._connection is None or self.opened != only):
-                raise self._lost()
-            loop = asyncio.get_running_loop()
-            began_s, pause_s = loop.time(), FIRST_PAUSE_S
-            while True:
-                try:
-                    return await self._attempt(commands, ANSWER_S + block_s)
-                except (*_BROKEN, ResponseError) as error:
-                    refused = self._refused(error)
-                    if refused is not None:
-                        raise refused from (error if isinstance(error, ResponseError) else None)
-                    if isinstance(error, ResponseError) and not _passes(error):
-                        raise
-                    _pass_cancellation(error)
-                    if only is not None:
-                        raise self._lost() from None
-                    patience_s = self._patience_s
-                    if loop.time() - began_s >= patience_s:
-                        raise ServerUnavailable(
-                            f"no Redis at {self.address} for {patience_s:g} s "
-                            f"({type(error).__name__}); {self._question(error)}",
-                            retry_after_s=LONGEST_PAUSE_S,
-                        ) from None
-                    if pause_s == FIRST_PAUSE_S:
-                        log.warning("no Redis at %s (%s); trying again", self.address, error)
-                await asyncio.sleep(random.uniform(0, pause_s))
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        loop = asyncio.get_running_loop()
+        began_s, pause_s = loop.time(), FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._attempt(commands, ANSWER_S + block_s, only)
+            except (*_BROKEN, ResponseError) as error:
+                refused = self._refused(error)
+                if refused is not None:
+                    raise refused from (error if isinstance(error, ResponseError) else None)
+                if isinstance(error, ResponseError) and not _passes(error):
+                    raise
+                _pass_cancellation(error)
+                if only is not None:
+                    raise self._lost() from None
+                patience_s = self._patience_s
+                if loop.time() - began_s >= patience_s:
+                    raise ServerUnavailable(
+                        f"no Redis at {self.address} for {patience_s:g} s "
+                        f"({type(error).__name__}); {self._question(error)}",
+                        retry_after_s=LONGEST_PAUSE_S,
+                    ) from None
+                if pause_s == FIRST_PAUSE_S:
+                    log.warning("no Redis at %s (%s); trying again", self.address, error)
+            await asyncio.sleep(random.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _refused(self, error: Exception) -> ServerUnavailable | None:
         """What to say where asking again would be in vain."""
@@ -244,17 +233,17 @@ class Link:
     def _patience_s(self) -> float:
         return self.outage_s if self.opened else min(self.outage_s, FIRST_CONTACT_S)
 
-    async def _attempt(self, commands: Sequence[Command], limit_s: float) -> list[Any]:
+    async def _attempt(
+        self, commands: Sequence[Command], limit_s: float, only: int | None
+    ) -> list[Any]:
         """Send and read; a connection that did not get all its answers is never used again."""
+        wire = None
         try:
             async with asyncio.timeout(limit_s):
-                connection = await self._open()
-                await connection.send_packed_command(
-                    connection.pack_commands(commands), check_health=False
-                )
-                answers = [await self._answer(connection) for _ in commands]
+                wire = await self._open(only)
+                answers = await wire.exchange(commands)
         except BaseException:
-            self._drop()
+            self._drop(wire)
             raise
         if len(answers) == 1 and isinstance(answers[0], ResponseError):
             raise answers[0]
@@ -265,51 +254,44 @@ class Link:
 
         The first is empty: it says that all channels are subscribed to.
         """
+        wire = None
         try:
             async with asyncio.timeout(ANSWER_S):
-                connection = await self._open()
-                await connection.send_command("SUBSCRIBE", *channels, check_health=False)
-                for _ in channels:
-                    confirmed = await self._answer(connection)
+                wire = await self._open()
+                for confirmed in await wire.exchange([("SUBSCRIBE", name) for name in channels]):
                     if isinstance(confirmed, ResponseError):
                         raise confirmed
             yield "", ""
             while True:
-                kind, channel, told = await self._answer(connection)
+                kind, channel, told = await wire.receive()
                 if kind == b"message":
                     yield channel.decode(), told.decode(errors="replace")
         finally:
-            self._drop()
+            self._drop(wire)
 
-    async def _answer(self, connection: Connection) -> Any:  # noqa: ANN401 - as sent
-        try:
-            return cast("Any", await connection.read_response())
-        except (NoPermissionError, ReadOnlyError):
-            raise
-        except ResponseError as error:
-            return error
+    async def _open(self, only: int | None = None) -> Wire:
+        async with self._opening:
+            if only is not None and (self._wire is None or self.opened != only):
+                raise self._lost()
+            if self._wire is None:
+                if self._in_memory is None:
+                    self._wire = await connect(self._kind(**self._options))
+                else:
+                    self._wire = self._in_memory()
+                self.opened += 1
+            return self._wire
 
-    async def _open(self) -> Connection:
-        if self._connection is None:
-            connection = self._kind(**self._options)
-            _leave_library_unsaid(connection)
-            self._connection = connection
-            await connection.connect()
-            self.opened += 1
-        return self._connection
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        writer = getattr(connection, "_writer", None)  # redis-py itself closes only with an await
-        if connection is not None and isinstance(writer, asyncio.StreamWriter):
-            writer.transport.abort()
-            connection._close()  # pyright: ignore[reportPrivateUsage]
+    def _drop(self, wire: Wire | None) -> None:
+        if wire is not None:
+            wire.abort()
+            if wire is self._wire:
+                self._wire = None
 
     async def close(self) -> None:
         """Close the connection; the next call would open another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()
 
 
 class Listener:

@@ -34,12 +34,14 @@ REPLY_FIELDS = (
     "finished_ms",
 )
 
+STATUS = {status.value.encode(): status for status in JobStatus}
+"""As a reply hash says it."""
 Renewal = Literal["held", "lost", "cancel", "expire", "stale", "gap"]
 """`gap`: held, but the server wants the checkpoint from its beginning."""
 Retrial = Literal["retry", "dead", "lost"]
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """A job taken: what an attempt works on and proves itself by."""
 
     job_id: str
@@ -61,7 +63,7 @@ class Lease(msgspec.Struct, frozen=True):
         return int(self.fence.partition(":")[0])
 
 
-class Ending(msgspec.Struct, frozen=True):
+class Ending(msgspec.Struct, frozen=True, gc=False):
     """A terminal reply on its way to the server."""
 
     job_id: str
@@ -88,7 +90,7 @@ class Ending(msgspec.Struct, frozen=True):
     @property
     def bytes(self) -> int:
         """About what it takes on the wire."""
-        nodes = sum(len(turn.node) for turn in self.turns)
+        nodes = sum([len(turn.node) for turn in self.turns])
         answer = len(self.body) + len(self.state) + len(self.frames)
         return answer + segment_bytes(self.segments) + nodes
 
@@ -128,23 +130,6 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
 
 
-class DeadLetter(msgspec.Struct, frozen=True):
-    """A job that ended because its attempts did, with what is needed to try it again."""
-
-    entry: str
-    """Its place in `P:dead`."""
-    job_id: str
-    reason: str
-    """`crashes` or `failures`."""
-    attempts: int
-    lane: str
-    error: str
-    events: tuple[str, ...]
-    """`<server ms> <what happened>`, oldest first."""
-    fields: dict[bytes, bytes]
-    """The job's stream fields; empty where its entry was gone."""
-
-
 class Taken(NamedTuple):
     """The answer to a take."""
 
@@ -180,7 +165,9 @@ class Swept(NamedTuple):
 
 def body_hash(protocol: str, body: bytes) -> str:
     """What tells two bodies of one job id apart: SHA-1 of protocol and bytes."""
-    return hashlib.sha1(protocol.encode() + b"\0" + body, usedforsecurity=False).hexdigest()
+    digest = hashlib.sha1(protocol.encode() + b"\0", usedforsecurity=False)
+    digest.update(body)
+    return digest.hexdigest()
 
 
 def check_job(job: Job) -> Job:
@@ -250,18 +237,6 @@ def _finish_reason(raw: bytes) -> FinishReason | None:
     return msgspec.convert(raw.decode(), FinishReason) if raw else None
 
 
-_LETTER_FIELDS = {
-    b"job",
-    b"reason",
-    b"attempts",
-    b"lane",
-    b"workers",
-    b"error",
-    b"events",
-    b"id",
-}
-
-
 def _text(fields: dict[bytes, bytes], name: bytes) -> str | None:
     value = fields.get(name)
     return None if value is None else value.decode("utf-8", "replace")
@@ -327,7 +302,7 @@ def entry_of(raw: tuple[bytes, list[bytes]]) -> Entry:
     if flat[0] != b"end":
         return entry_id.decode(), segment_of(flat)
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    status = JobStatus(fields[b"end"].decode())
+    status = STATUS[fields[b"end"]]
     return entry_id.decode(), End(status, fields.get(b"sse", b""), int(fields.get(b"n", 0)))
 
 
@@ -337,22 +312,28 @@ def hold_args(hold: Hold) -> Iterable[Argument]:
     yield from _segment_args(hold.segments)
 
 
-def ending_args(end: Ending) -> Iterable[Argument]:
+def ending_args(end: Ending) -> list[Argument]:
     """An ending as the arguments of `finish`."""
-    yield from (end.job_id, end.fence, end.status.value, end.code, end.error, end.body, end.state)
-    yield "" if end.policy_version is None else end.policy_version
-    yield "" if end.oldest_version is None else end.oldest_version
-    yield end.frames
-    yield end.tokens
-    yield from _segment_args(end.segments)
-    yield from (end.session, len(end.turns))
-    for turn in end.turns:
-        yield from (turn.rollout_id, turn.parent, turn.mark, turn.node)
+    newest = "" if end.policy_version is None else end.policy_version
+    oldest = "" if end.oldest_version is None else end.oldest_version
+    answer = (end.status.value, end.code, end.body, end.state, newest, oldest)
+    more = _more_args(end)
+    return [end.job_id, end.fence, *answer, len(more), *more]
+
+
+def _more_args(end: Ending) -> list[Argument]:
+    """What most endings have not."""
+    if not (end.error or end.frames or end.segments or end.turns):
+        return []
+    turns = [(turn.rollout_id, turn.parent, turn.mark, turn.node) for turn in end.turns]
+    told = [value for turn in turns for value in turn]
+    stream = (end.frames, end.tokens, *_segment_args(end.segments))
+    return [end.error, *stream, end.session, len(turns), *told]
 
 
 def segment_bytes(segments: Iterable[Segment]) -> int:
     """About what segments take on the wire."""
-    return sum(8 * (len(s.token_ids) + len(s.top_ids)) + len(s.frames) for s in segments)
+    return sum([8 * (len(s.token_ids) + len(s.top_ids)) + len(s.frames) for s in segments])
 
 
 def _segment_args(segments: Sequence[Segment]) -> Iterable[Argument]:
@@ -400,7 +381,7 @@ def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
     status, code, body, state, error, attempts, worker, version, finished_ms = row
     if status is None:
         return None
-    known = JobStatus(status.decode())
+    known = STATUS[status]
     if not known.terminal:
         return known
     return Reply(
@@ -414,21 +395,6 @@ def reply_of(job_id: str, row: list[bytes | None]) -> Reply | JobStatus | None:
         worker=worker.decode() if worker else None,
         policy_version=int(version) if version else None,
         finished_ms=int(finished_ms or 0),
-    )
-
-
-def letter_of(entry: bytes, flat: list[bytes]) -> DeadLetter:
-    """An entry of `P:dead`."""
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    return DeadLetter(
-        entry=entry.decode(),
-        job_id=fields[b"job"].decode(),
-        reason=fields[b"reason"].decode(),
-        attempts=int(fields[b"attempts"]),
-        lane=fields[b"lane"].decode(),
-        error=fields[b"error"].decode(),
-        events=tuple(filter(None, fields[b"events"].decode().split(";"))),
-        fields={name: value for name, value in fields.items() if name not in _LETTER_FIELDS},
     )
 
 

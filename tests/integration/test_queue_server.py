@@ -140,7 +140,8 @@ async def test_a_full_server_takes_no_jobs_and_lets_go_of_those_it_has(
     assert await broker.cancel(["b"]) == ["cancelled"]
     assert await broker.finish([ending(a), ending(c)]) == [True, True]
     replies = await broker.replies(["a", "c"])
-    await broker.collected([reply for reply in replies if isinstance(reply, Reply)])
+    ended = [reply for reply in replies if isinstance(reply, Reply)]
+    await broker.collected([(reply.job_id, reply.finished_ms) for reply in ended])
     assert look("ZCARD", broker.keys.collected) == 2
     look("CONFIG", "SET", "maxmemory", "0")
     assert await broker.enqueue([job("d")]) == [JobStatus.QUEUED]

@@ -201,7 +201,7 @@ async def test_a_collected_reply_becomes_a_tombstone(
     await broker.enqueue([job("a", inbox="c"), job("b")])
     await broker.finish([ending(lease, b'{"long": "text"}') for lease in await take(2)])
     replies = [reply for reply in await broker.replies(["a", "b"]) if isinstance(reply, Reply)]
-    await broker.collected(replies)
+    await broker.collected([(reply.job_id, reply.finished_ms) for reply in replies])
     await sweep(broker, orphan_ms=1)
     assert "body" in look.reply("a")  # ten minutes have not passed
     long_ago_ms = look.now_ms() - 600_001

@@ -1,6 +1,5 @@
 """Frames of a call whose stream has begun, and how their end is told to the queue."""
 
-import concurrent.futures
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ from producer_sdk.exchange.frames import BlockingFrames, answered, answered_bloc
 from producer_sdk.exchange.frames import Frames as AsyncFrames
 from producer_sdk.exchange.response import of_reply
 from producer_sdk.future import Future, Pending
+from producer_sdk.promise import Promise
 from producer_sdk.stream import Batch, Source, Stream
 from protocols.errors import NoLiveWorker, RolloutError, ServerUnavailable
 from protocols.job import Reply, Segment
@@ -33,12 +33,12 @@ SEGMENT = Segment(
 class Courier:
     """Hands out one segment; then the wait ends in an error."""
 
-    def __init__(self, inner: "concurrent.futures.Future[Reply]", error: RolloutError) -> None:
+    def __init__(self, inner: Promise[Reply], error: RolloutError) -> None:
         self._inner, self._error = inner, error
         self._batches: list[Batch] = [[SEGMENT]]
 
-    def pull(self, _: object, *, again: bool) -> "concurrent.futures.Future[Batch]":
-        pulled: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    def pull(self, _: object, *, again: bool) -> Promise[Batch]:
+        pulled: Promise[Any] = Promise()
         if not again and not self._batches and not self._inner.done():
             self._inner.set_exception(self._error)
         pulled.set_result(self._batches.pop() if self._batches else [])
@@ -53,10 +53,10 @@ def call(error: RolloutError, cancelled: list[str], *, lasting: bool = False) ->
 
     def cancel(job_id: str) -> Pending[int]:
         cancelled.append(job_id)
-        return Pending(concurrent.futures.Future(), "cancel")
+        return Pending(Promise(), "cancel")
 
-    inner: concurrent.futures.Future[Reply] = concurrent.futures.Future()
-    protocol: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+    inner: Promise[Reply] = Promise()
+    protocol: Promise[str | None] = Promise()
     protocol.set_result("openai.chat")
     courier: Any = Courier(inner, error)
     reply = Future(inner, "j", cancel)

@@ -1,22 +1,22 @@
 """Futures: asked for or awaited, from any thread and loop; no wait that ends early ends the work."""
 
 import asyncio
-import concurrent.futures
 import threading
 from typing import Any, cast
 
 import pytest
 
 from producer_sdk.future import Future, Pending, converted
+from producer_sdk.promise import Promise
 from protocols.errors import JobConflict, ResultTimeout
 from protocols.job import JobStatus, Reply
 
-Inner = concurrent.futures.Future[int]
+Inner = Promise[int]
 REPLY = Reply(job_id="j", status=JobStatus.COMPLETED, code=200, body=b"{}")
 
 
 def pending() -> tuple[Inner, Pending[int]]:
-    inner: Inner = concurrent.futures.Future()
+    inner: Inner = Promise()
     return inner, Pending(inner, "job j")
 
 
@@ -79,7 +79,7 @@ async def test_cancelling_a_wait_leaves_the_work_and_the_other_waits() -> None:
     await asyncio.sleep(0)
     given_up.cancel()
     await asyncio.sleep(0)
-    assert not inner.cancelled()
+    assert not inner.done()
     inner.set_result(7)
     assert await kept == 7
     with pytest.raises(asyncio.CancelledError):
@@ -111,7 +111,7 @@ def test_callbacks_get_the_future() -> None:
 
 
 def test_a_job_future_shows_its_id_and_cancels_its_job() -> None:
-    inner: concurrent.futures.Future[Reply] = concurrent.futures.Future()
+    inner: Promise[Reply] = Promise()
     cancelled: list[str] = []
 
     def cancel(job_id: str) -> Pending[int]:
@@ -127,22 +127,22 @@ def test_a_job_future_shows_its_id_and_cancels_its_job() -> None:
 
 
 def test_a_converted_future_has_what_was_made_of_the_reply() -> None:
-    inner: concurrent.futures.Future[Reply] = concurrent.futures.Future()
+    inner: Promise[Reply] = Promise()
     outer = converted(inner, lambda reply: reply.job_id)
     inner.set_result(REPLY)
-    assert outer.result(0) == "j"
+    assert outer.result() == "j"
 
 
 def test_a_converted_future_passes_errors_on_and_those_of_the_conversion() -> None:
-    inner: concurrent.futures.Future[Reply] = concurrent.futures.Future()
+    inner: Promise[Reply] = Promise()
     outer = converted(inner, lambda reply: reply.job_id)
     inner.set_exception(JobConflict("other body"))
-    assert isinstance(outer.exception(0), JobConflict)
+    assert isinstance(outer.exception(), JobConflict)
 
     def broken(_: Reply) -> str:
         raise ZeroDivisionError
 
-    inner = concurrent.futures.Future()
+    inner = Promise()
     outer = converted(inner, broken)
     inner.set_result(REPLY)
-    assert isinstance(outer.exception(0), ZeroDivisionError)
+    assert isinstance(outer.exception(), ZeroDivisionError)

@@ -1,7 +1,6 @@
 """The gateway's application in this process, asked without a socket, before a fleet in memory."""
 
 import asyncio
-import concurrent.futures
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from producer_sdk.gateway.look import Look
 from producer_sdk.gateway.metrics import Metrics
 from producer_sdk.gateway.patience import Leaving
 from producer_sdk.gateway.settings import settings
+from producer_sdk.promise import Promise
 from protocols.codec import encode_json
 from protocols.errors import ServerUnavailable
 from worker.testing import fleet
@@ -96,7 +96,7 @@ async def test_probes_do_not_queue_up_while_redis_is_away(
     def away(_: Client) -> Pending[Any]:
         nonlocal looks
         looks += 1
-        inner: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        inner: Promise[Any] = Promise()
         inner.set_exception(ServerUnavailable("away"))
         return Pending(inner, "fleet")
 

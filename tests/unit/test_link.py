@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 
 from protocols.errors import ConfigError, ServerUnavailable
 from protocols.queue import link as link_module
+from protocols.queue import wire as wire_module
 from protocols.queue.link import Link, Listener, address_of, check_url
 
 LIMIT_S = 20
@@ -328,3 +329,33 @@ async def _first(listener: Listener) -> tuple[str, str] | None:
     async for message in listener:
         return message
     return None
+
+
+async def test_what_nobody_takes_is_left_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire_module, "UNREAD_MOST", 4)
+    said = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nx\r\n"
+    async with linked(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n" + 9 * said) as (_, link):
+        heard = link.subscribed(["c"])
+        assert await anext(heard) == ("", "")
+        wire = link._wire  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(wire, wire_module.SocketWire)
+        while wire._transport.is_reading():  # noqa: ASYNC110 # pyright: ignore[reportPrivateUsage]
+            await asyncio.sleep(0)
+        assert [await anext(heard) for _ in range(9)] == 9 * [("c", "x")]
+        assert wire._transport.is_reading()  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_call_does_not_wait_for_the_answer_to_the_one_before() -> None:
+    async with linked(OK, SILENCE) as (server, link):
+        await link.call("PING")
+        first = asyncio.create_task(link.call("SLOW"))
+        second = asyncio.create_task(link.call("QUICK"))
+        wire = link._wire  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(wire, wire_module.SocketWire)
+        while "SLOW" not in server.requests:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert len(wire._waiting) == 2  # pyright: ignore[reportPrivateUsage]
+        await server.stop()
+        await server.start()
+        assert [await first, await second] == [b"OK", b"OK"]
+        assert server.connections == 2

@@ -1,22 +1,22 @@
 """Answers in the order of their completion, for `for` and `async for`."""
 
 import asyncio
-import concurrent.futures
 import threading
 
 import pytest
 
 from producer_sdk.future import Pending
 from producer_sdk.group import Group
+from producer_sdk.promise import Promise
 from producer_sdk.results import Results
 from protocols.errors import JobNotFound, ResultTimeout
 from protocols.job import JobStatus, Reply
 
-Inner = concurrent.futures.Future[str]
+Inner = Promise[str]
 
 
 def futures(*names: str) -> tuple[dict[str, Inner], list[Pending[str]]]:
-    inner: dict[str, Inner] = {name: concurrent.futures.Future() for name in names}
+    inner: dict[str, Inner] = {name: Promise() for name in names}
     return inner, [Pending(future, name) for name, future in inner.items()]
 
 

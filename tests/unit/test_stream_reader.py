@@ -1,12 +1,12 @@
 """What a reader of a stream makes of entries that do not fit what it has shown."""
 
-import concurrent.futures
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import pytest
 
 from producer_sdk import ServerUnavailable
 from producer_sdk.future import Future, Pending
+from producer_sdk.promise import Promise
 from producer_sdk.stream import Batch, Source, Stream
 from protocols.job import JobStatus, Reply, Segment
 from protocols.queue.rows import End
@@ -25,8 +25,8 @@ class CannedCourier:
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
 
-    def pull(self, _feed: object, *, again: bool) -> "concurrent.futures.Future[Batch]":
-        future: concurrent.futures.Future[Batch] = concurrent.futures.Future()
+    def pull(self, _feed: object, *, again: bool) -> Promise[Batch]:
+        future: Promise[Batch] = Promise()
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             future.set_exception(answer)
@@ -38,14 +38,14 @@ class CannedCourier:
         pass
 
 
-def done(value: Value) -> "concurrent.futures.Future[Value]":
-    future: concurrent.futures.Future[Value] = concurrent.futures.Future()
+def done(value: Value) -> Promise[Value]:
+    future: Promise[Value] = Promise()
     future.set_result(value)
     return future
 
 
 def stream(*answers: Batch | Exception, protocol: str = "openai.chat") -> Stream:
-    known: concurrent.futures.Future[str | None] = done(protocol)
+    known: Promise[str | None] = done(protocol)
     reply = done(Reply("j", JobStatus.COMPLETED, 200, b"{}"))
     courier = cast("Courier", CannedCourier(list(answers)))
     future: Future[Reply] = Future(reply, "j", lambda _: Pending(done(0), "cancel"))

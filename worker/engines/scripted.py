@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
+from protocols.codec import pack_numbers
 from protocols.dialects.base import Script
 from protocols.errors import EngineFailed
 from protocols.job import Segment
@@ -59,6 +60,9 @@ _SPECIAL = {
     TOOL: b"<|tool|>",
 }
 _BY_NAME = {name.decode(): token_id for token_id, name in _SPECIAL.items()}
+_USER_BYTES = pack_numbers(TokenIds([USER]))
+_PIECES = [_SPECIAL.get(token_id) or bytes((token_id,)) for token_id in range(VOCABULARY)]
+_LOGPROBS = [-(step + 1) / 32 for step in range(64)]
 _MARK = re.compile(f"({'|'.join(map(re.escape, _BY_NAME))})")
 
 
@@ -72,7 +76,7 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> TokenIds:
         """One token per byte."""
-        return TokenIds(text.encode())
+        return _bytes_as_ids(text.encode())
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Bytes as UTF-8; special tokens as their names, or left out."""
@@ -95,7 +99,7 @@ class ByteTokenizer:
         ids = TokenIds()
         for turn in _all(turns, tools):
             ids.append(_ROLES[turn["role"]])
-            ids.extend(_written(turn).encode())
+            ids.extend(_bytes_as_ids(_written(turn).encode()))
             ids.append(CLOSE)
         ids.append(ASSISTANT)
         return ids
@@ -121,7 +125,7 @@ class ByteTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The byte, or the special token's name."""
-        return _SPECIAL.get(token_id) or bytes((token_id,))
+        return _PIECES[token_id]
 
 
 class ScriptedEngine:
@@ -242,16 +246,15 @@ class ScriptedGeneration:
     def _segment(self, index: int, start: int, end: int) -> Segment:
         ids = TokenIds(self._ids[start:end])
         self._engine.generated_tokens += len(ids)
-        wide = self._params.top_logprobs
+        ranks = range(self._params.top_logprobs)
+        logprobs = [_LOGPROBS[(i * 31 + at * 17) % 64] for at, i in enumerate(ids, start)]
         return Segment(
             index=index,
             start=start,
             token_ids=ids,
-            logprobs=Logprobs(_logprob(token_id, start + at) for at, token_id in enumerate(ids)),
-            top_ids=TokenIds((i + k) % VOCABULARY for i in ids for k in range(wide)),
-            top_logprobs=Logprobs(
-                _logprob(i, start + at) - k for at, i in enumerate(ids) for k in range(wide)
-            ),
+            logprobs=Logprobs(logprobs),
+            top_ids=TokenIds([(i + k) % VOCABULARY for i in ids for k in ranks]),
+            top_logprobs=Logprobs([logprob - k for logprob in logprobs for k in ranks]),
             policy_version=self._engine.policy_version,
             finish_reason=self._reason if end == len(self._ids) else None,
         )
@@ -331,12 +334,16 @@ def _answer(call: Call, markup: Markup) -> bytes:
 
 def _echo(call: Call) -> bytes:
     """The last user turn of the prompt, or all of it where it has no turns."""
-    ids = call.prompt_ids.tolist()
-    if USER not in ids:
-        return bytes(i for i in ids if i < END)
-    begin = len(ids) - ids[::-1].index(USER)
-    return bytes(ids[begin : ids.index(CLOSE, begin)])
+    raw = pack_numbers(call.prompt_ids)
+    at = raw.rfind(_USER_BYTES)  # no token has the first of these bytes but at its beginning
+    if at < 0:
+        return bytes(i for i in call.prompt_ids if i < END)
+    said, special = raw[at + 4 :: 4], raw[at + 5 :: 4]
+    return said[: special.index(b"\1")]
 
 
-def _logprob(token_id: int, position: int) -> float:
-    return -((token_id * 31 + position * 17) % 64 + 1) / 32
+def _bytes_as_ids(text: bytes) -> TokenIds:
+    """One token per byte."""
+    wide = bytearray(4 * len(text))
+    wide[::4] = text
+    return TokenIds.from_bytes(bytes(wide))

@@ -139,7 +139,7 @@ local function rescue(keys, args)
     sweep({ P }, { '100', args[5], '1', '-1' })
     if quiet(P) then break end
     for _, row in ipairs(take({ P }, { 'rescuer', 'rescue.' .. round, '9', '15000', '9', '0' })[2]) do
-      finish({ P }, { row[2], row[3], 'completed', '200', '', 'rescued', '', '', '', '', '0', '0', '', '0' })
+      finish({ P }, { row[2], row[3], 'completed', '200', 'rescued', '', '', '', '0' })
     end
     if quiet(P) then break end
   end

@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
 def replaced(library: str, old: str, new: str) -> str:
     """The library with one passage changed, which must be there just once."""
     found = library.count(old)
-    assert found == 1, f"{found} times in functions.lua: {old!r}"
+    assert found == 1, f"{found} times in the library: {old!r}"
     return library.replace(old, new)
 
 

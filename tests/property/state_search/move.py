@@ -215,12 +215,13 @@ def _finish(scope: Scope, attempts: Sequence[Attempt], version: int) -> Operatio
     for attempt in attempts:
         status, oldest = STATUS[attempt.order], attempt.oldest
         versions = ("", "") if oldest == NO_VERSION else (str(oldest), str(oldest))
-        words += [attempt.job, attempt.fence, status, "200", "", attempt.fence, attempt.fence]
+        words += [attempt.job, attempt.fence, status, "200", attempt.fence, attempt.fence]
         words += versions
-        streams = kind_of(scope, attempt.job).streamed and not attempt.order
-        words += (LAST_FRAMES, str(sum(attempt.drawn))) if streams else ("", "0")
-        words += _segments(scope, attempt, version) if streams else ("0",)
-        words += ("", "0")
+        more: list[str | bytes] = []
+        if kind_of(scope, attempt.job).streamed and not attempt.order:
+            stream = (LAST_FRAMES, str(sum(attempt.drawn)), *_segments(scope, attempt, version))
+            more = ["", *stream, "", "0"]
+        words += [str(len(more)), *more]
     return ("finish", *words)
 
 

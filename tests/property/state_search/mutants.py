@@ -25,9 +25,9 @@ _STALE = (Kind("a", max_staleness=0, tokens=(1,)),)
 
 _STREAMED = (Kind("a", timeout_ms=20_000, tokens=(1,), streamed=True),)
 
-_LEAVE = "      leave_waiting(P, id)\n      conclude_error(P, gone, id, held, now, "
+_LEAVE = "      leave_waiting(P, id)\n      conclude_error(P, gone, id, held, "
 
-_FINISHES = "if mine and held.status == 'running' then\n      if args[i + 8]"
+_FINISHES = "if mine and held.status == 'running' then\n      if args[i + 7]"
 _AT_TAKE = "id and late(P, held, now)"
 _ANSWER = "args[i + 2] == 'completed'"
 _AT_FINISH = f"{_ANSWER} and late(P, held, now)"
@@ -176,7 +176,7 @@ _ENDS = (
         "",
         hunt(kinds=_TIMED),
     ),
-    Mutant("conclude: the reply expires", "  redis.call('PEXPIRE', key, ttl)\n", "", hunt()),
+    Mutant("conclude: the reply expires", "  redis.call('PEXPIRE', held.key, ttl)\n", "", hunt()),
     Mutant(
         "conclude: the inbox is told",
         "  if held.inbox then gather(gone.inboxes, held.inbox, id) end\n",
@@ -219,13 +219,13 @@ _ORDERS = (
     Mutant(
         "cancel: waits no longer",
         f"{_LEAVE}'cancelled'",
-        "      conclude_error(P, gone, id, held, now, 'cancelled'",
+        "      conclude_error(P, gone, id, held, 'cancelled'",
         hunt("cancel", "fail"),
     ),
     Mutant("renew: tells of a cancel", "held[3] and 'cancel' or ", "", hunt("cancel", "renew")),
     Mutant(
         "requeue: not what shall stop",
-        "if held.cancel then return stop(P, gone, id, held, now) end",
+        "if held.cancel then return stop(P, gone, id, held) end",
         "",
         hunt("cancel"),
     ),
@@ -275,7 +275,7 @@ _ORDERS = (
     ),
     Mutant(
         "finish: tokens without a checkpoint count",
-        "      if args[i + 8] ~= '' then held.oldest_version = args[i + 8] end\n",
+        "      if args[i + 7] ~= '' then held.oldest_version = args[i + 7] end\n",
         "",
         hunt("publish", kinds=_STALE),
     ),
@@ -372,8 +372,8 @@ _STREAMS = (
     ),
     Mutant(
         "finish: too late, no last frames",
-        "local last = not code and args[i + 9]",
-        "local last = args[i + 9]",
+        "local last = not code and more > 0",
+        "local last = more > 0",
         hunt(kinds=_STREAMED),
     ),
 )
