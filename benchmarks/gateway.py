@@ -247,7 +247,8 @@ def main() -> int:
             print(f"  wave {number + 1}: {_told(waves[-1], options.streams)}", flush=True)
     if options.json:
         figures = {"streams": options.streams, "requests": options.requests, "p50_ms": p50_ms}
-        record.write(options.json, {**figures, "waves": [one._asdict() for one in waves]})
+        told = {**figures, "waves": [one._asdict() for one in waves]}
+        record.write(options.json, told, "redis", "starlette", "uvicorn")
     return 0 if all(one.complete == options.streams for one in waves) else 1
 
 

@@ -1,8 +1,6 @@
-"""What the benchmarks share: a server of their own, CPU time and memory of processes, notes on a run."""
+"""What the benchmarks share: a server of their own, CPU time and memory of processes."""
 
-import json
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -10,12 +8,12 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import redis
+
+from benchmarks import record
 
 HERE = Path(__file__).parent
 READY_S = 30.0
@@ -87,36 +85,9 @@ def server_cpu_s(admin: Any) -> float:  # noqa: ANN401
     return info["used_cpu_user"] + info["used_cpu_sys"]
 
 
-def circumstances(binary: str) -> dict[str, str | int]:
-    """Where and of what a run was."""
-    told = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True).stdout
-    commit = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"]
-    return {
-        "commit": subprocess.run(
-            commit, check=False, capture_output=True, text=True
-        ).stdout.strip(),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "server": " ".join(told.split()[:3]),
-        "python": platform.python_version(),
-        "redis-py": version("redis"),
-        "hiredis": version("hiredis"),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count() or 0,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def write_down(path: Path | None, binary: str, figures: dict[str, Any]) -> None:
-    """Keep the figures of a run, with its circumstances, if a file is named for it."""
+    """Keep the figures of a run, if a file is named for it."""
     if path is not None:
-        text = json.dumps(circumstances(binary) | figures, indent=1)
-        path.write_text(f"{text}\n")
+        told = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True)
+        server = " ".join(told.stdout.split()[:3])
+        record.write(path, {"server": server, **figures}, "redis", "hiredis")

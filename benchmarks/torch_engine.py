@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,10 +32,12 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERB
 
 import msgspec
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import record
 from protocols.rollout_state import SampleParams, TokenIds
 from worker.engines.base import Call, Engine, Turn
 from worker.engines.torch_engine import Settings, TorchEngine
@@ -53,6 +54,7 @@ RATE = 1.5
 """Arrivals a CPU second: about two thirds of what the engine can do."""
 ARRIVALS = 16
 FIRST_S, TOKEN_S = 2.0, 0.25
+PACKAGES = ("torch", "transformers")
 TARGETS = {"static": 1.1, "continuous": 1.1, "single": 4.0, "arrivals": 1.5}
 
 Rounds = list[dict[str, float]]
@@ -314,28 +316,6 @@ def warm_start() -> dict[str, float]:
     return {"warm start s": time.perf_counter() - start_s, "warm start CPU s": used_s}
 
 
-def machine() -> dict[str, str]:
-    """What the figures are of."""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    here = Path(__file__).parent
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=True)
-    return {
-        "cpu": f"{cpu}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": commit.stdout.strip(),
-    }
-
-
 def report(rounds: Rounds) -> dict[str, float]:
     """Print medians and ratios; returns the ratios."""
     medians = {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
@@ -365,6 +345,15 @@ async def measure(number: int) -> dict[str, float]:
     return figures
 
 
+def former_rounds(path: Path | None) -> Rounds:
+    """Those of the same commit, machine and packages that a file has."""
+    if path is None or not path.exists():
+        return []
+    former = json.loads(path.read_text())
+    same = former["circumstances"] == record.circumstances(*PACKAGES)
+    return former["rounds"] if same else []
+
+
 def main() -> None:
     """Run the rounds, then print what they come to."""
     parser = argparse.ArgumentParser(
@@ -373,22 +362,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="further ones, 5 unless told")
     parser.add_argument("--json", type=Path, help="the file that keeps them")
     options = parser.parse_args()
-    kept: dict[str, Any] = {"machine": machine(), "rounds": []}
-    if options.json and options.json.exists():
-        former = json.loads(options.json.read_text())
-        kept = former if former["machine"] == kept["machine"] else kept
-    print(json.dumps(kept["machine"]))
+    rounds = former_rounds(options.json)
     for _ in range(options.rounds):
-        number = len(kept["rounds"]) + 1
-        kept["rounds"].append(asyncio.run(measure(number)))
-        print(f"round {number}", _shown(kept["rounds"][-1]), flush=True)
-    kept["counters"] = asyncio.run(counters())
-    kept["start"] = warm_start()
-    print(json.dumps(kept["counters"]), _shown(kept["start"]))
-    kept["ratios"] = report(kept["rounds"])
+        rounds.append(asyncio.run(measure(len(rounds) + 1)))
+        print(f"round {len(rounds)}", _shown(rounds[-1]), flush=True)
+    counted, start = asyncio.run(counters()), warm_start()
+    print(json.dumps(counted), _shown(start))
+    figures = {"rounds": rounds, "ratios": report(rounds), "counters": counted, "start": start}
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(kept, indent=1) + "\n")
+        record.write(options.json, figures, *PACKAGES)
 
 
 if __name__ == "__main__":
