@@ -33,6 +33,8 @@ class Pending(Generic[Value]):
         return self._inner.exception()
 
     def _wait(self, timeout: float | None) -> None:
+        if self._inner.done():  # no waiter need be made
+            return
         if not concurrent.futures.wait([self._inner], timeout).done:
             raise ResultTimeout(
                 f"{self._what}: no answer within {timeout:g} s; it goes on, ask again"
