@@ -25,6 +25,11 @@ class Problem(msgspec.Struct, frozen=True):
     code: str
     message: str
 
+    @property
+    def told(self) -> str:
+        """In words."""
+        return f"line {self.line}: {self.message} ({self.code})"
+
 
 class Survey(msgspec.Struct, frozen=True):
     """What the input is."""

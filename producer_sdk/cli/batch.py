@@ -7,3 +7,5 @@ batch = App(
 )
 
 batch.command("producer_sdk.cli.batch_run:run", name="run")
+for _name in ("submit", "list_batches", "status", "attach", "cancel", "worker"):
+    batch.command(f"producer_sdk.cli.batch_detached:{_name}", name=_name.partition("_")[0])

@@ -3,14 +3,14 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from producer_sdk.batch.journal import Journal
 from producer_sdk.batch.runner import Look
+from producer_sdk.batch.work import Summary
 from producer_sdk.cli.screen import show
 
 LINE_EVERY_S = 10.0
@@ -84,44 +84,22 @@ def told(look: Look) -> str:
     return ", ".join(parts)
 
 
-def summary(journal: Journal) -> dict[str, Any]:
-    """What a batch has come to, as JSON has it."""
-    tally, lengths = journal.tally, journal.tally.lengths()
-    return {
-        "batch": journal.manifest.batch,
-        "output": str(journal.files.output),
-        "errors": str(journal.files.errors) if tally.failed or journal.invalid else None,
-        "rows": journal.rows,
-        "done": tally.done,
-        "failed": tally.failed,
-        "invalid": journal.invalid,
-        "waiting": journal.waiting,
-        "failures": dict(tally.faults),
-        "usage": {
-            "prompt_tokens": tally.prompt_tokens,
-            "response_tokens": tally.response_tokens,
-        },
-        "finish_reasons": dict(tally.reasons),
-        "response_tokens": {"p50": lengths.p50, "p95": lengths.p95, "max": lengths.most},
-    }
-
-
-def show_result(journal: Journal) -> None:
+def show_result(summary: Summary) -> None:
     """The final table."""
-    tally, lengths = journal.tally, journal.tally.lengths()
+    told, lengths = summary, summary.lengths
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row(
         "rows",
-        f"{tally.done} done, {tally.failed} failed, {journal.invalid} bad, {journal.waiting} left",
+        f"{told.done} done, {told.failed} failed, {told.invalid} bad, {told.waiting} left",
     )
-    if tally.faults:
-        table.add_row("failures", _counts(tally.faults))
-    table.add_row("tokens", f"{tally.prompt_tokens:,} prompt, {tally.response_tokens:,} response")
-    table.add_row("finish reasons", _counts(tally.reasons) or "-")
+    if told.failures:
+        table.add_row("failures", _counts(told.failures))
+    table.add_row("tokens", f"{told.prompt_tokens:,} prompt, {told.response_tokens:,} response")
+    table.add_row("finish reasons", _counts(told.finish_reasons) or "-")
     table.add_row("response tokens", f"p50 {lengths.p50}, p95 {lengths.p95}, max {lengths.most}")
-    table.add_row("output", str(journal.files.output))
-    if tally.failed or journal.invalid:
-        table.add_row("errors", str(journal.files.errors))
+    table.add_row("output", told.output)
+    if told.errors:
+        table.add_row("errors", told.errors)
     show(table)
 
 
