@@ -25,7 +25,7 @@ from protocols.errors import QueueError, without_login
 
 
 def run(
-    input: Path,
+    input: Annotated[Path, Parameter(allow_leading_hyphen=True)],
     /,
     *,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
