@@ -44,6 +44,10 @@ faults: .venv/.dev ## The faults of docs/faults.md in full numbers (half an hour
 model-tests: .venv/.dev ## The tests on the real model in full numbers (some minutes)
 	@ROLLOUTQ_MODEL_TESTS=full $(BIN)/pytest -s tests/contract/test_engine_guide_smollm2.py tests/e2e/test_session_model.py
 
+batch-tests: .venv/.dev .venv-redis5/.dev ## Offline batches in full numbers: kills, 200,000 rows, 2,000 real prompts (half an hour)
+	@ROLLOUTQ_BATCH_TESTS=full $(BIN)/pytest -s tests/faults/test_batch_killed.py tests/e2e/test_batch_scale.py tests/e2e/test_batch_model.py
+	@ROLLOUTQ_BATCH_TESTS=full .venv-redis5/bin/pytest -s tests/integration/test_batch_worker.py
+
 states: .venv/.dev ## Search all states of the queue protocol, small scope
 	@$(BIN)/python -m tests.property.state_search
 
@@ -102,4 +106,4 @@ clean: ## Remove caches and builds; the virtual environments stay
 	@touch $@
 
 .PRECIOUS: %/.made
-.PHONY: help demo test check faults model-tests states test-redis5 test-lmdeploy bench format clean
+.PHONY: help demo test check faults model-tests batch-tests states test-redis5 test-lmdeploy bench format clean

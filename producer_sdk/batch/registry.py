@@ -102,9 +102,10 @@ class Registry:
         """Wish it cancelled: at once where nobody is at it, else within some seconds."""
         found = await self.get(batch)
         if not found.ended:
-            await self._link.call("HSET", self._keys.batch(batch), "wish", "cancel")
+            fields: list[str | int] = ["wish", "cancel"]
             if found.owner is None:
-                await self.end(batch, "cancelled", found.summary)
+                fields += ("state", "cancelled", "ended_ms", await self._now_ms())
+            await self._link.call("HSET", self._keys.batch(batch), *fields)
         return await self.get(batch)
 
     # what a batch worker calls

@@ -22,8 +22,8 @@ class Batch:
         self.output = tmp_path / "out.jsonl"
         rows = (scripted_row(number, ms_per_token=15) for number in range(ROWS))
         source = write_lines(tmp_path / "in.jsonl", rows)
-        self.words = ("batch", "run", str(source), "-o", str(self.output))
-        self.words += ("--url", url, "--pool", pool)
+        self.words = ["batch", "run", str(source), "-o", str(self.output)]
+        self.words += ["--url", url, "--pool", pool]
 
     def start(self) -> CommandProcess:
         """Run it."""
@@ -87,7 +87,7 @@ def test_the_third_cancels_it(batch: Batch) -> None:
     assert not batch.look.left()
     errors = read_lines(batch.output.with_suffix(".errors.jsonl"))
     assert {line["custom_id"] for line in errors} == {line["custom_id"] for line in cancelled}
-    batch.words += ("--retry-errors",)
+    batch.words.append("--retry-errors")
     batch.finish()
 
 
