@@ -45,8 +45,8 @@ model-tests: .venv/.dev ## The tests on the real model in full numbers (some min
 	@ROLLOUTQ_MODEL_TESTS=full $(BIN)/pytest -s tests/contract/test_engine_guide_smollm2.py tests/e2e/test_session_model.py
 
 batch-tests: .venv/.dev .venv-redis5/.dev ## Offline batches in full numbers: kills, 200,000 rows, 2,000 real prompts (half an hour)
-	@ROLLOUTQ_BATCH_TESTS=full $(BIN)/pytest -s tests/faults/test_batch_killed.py tests/e2e/test_batch_scale.py tests/e2e/test_batch_model.py
-	@ROLLOUTQ_BATCH_TESTS=full .venv-redis5/bin/pytest -s tests/integration/test_batch_worker.py
+	@ROLLOUTQ_BATCH_TESTS=full $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_batch_killed.py tests/e2e/test_batch_scale.py tests/e2e/test_batch_model.py
+	@ROLLOUTQ_BATCH_TESTS=full .venv-redis5/bin/pytest -s -o faulthandler_timeout=0 tests/integration/test_batch_worker.py
 
 states: .venv/.dev ## Search all states of the queue protocol, small scope
 	@$(BIN)/python -m tests.property.state_search

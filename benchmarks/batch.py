@@ -15,12 +15,11 @@ import multiprocessing
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,19 +27,19 @@ import httpx2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.gateway import RUN, free_port, running
 from producer_sdk import Client, SampleParams
+from producer_sdk.cli import run
 from protocols.errors import RolloutError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-ROOT = Path(__file__).resolve().parents[1]
 READY_S, LIMIT_S = 60.0, 1800.0
 SLOTS = 256
 IN_FLIGHT = 256
 """Of `gather`: more makes it slower."""
 TOKENS = 16
-RUN = "import sys; from producer_sdk.cli import main; sys.exit(main())"
 
 
 class Place(NamedTuple):
@@ -62,21 +61,6 @@ class Took(NamedTuple):
     cpu_s: float
 
 
-@contextmanager
-def running(log: Path, *words: str) -> Generator[None]:
-    """A process that ends with the block."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
 def message(number: int) -> list[dict[str, str]]:
     """A row's prompt."""
     return [{"role": "user", "content": f"prompt {number} {'x' * 40}"}]
@@ -91,8 +75,6 @@ def line(number: int) -> str:
 
 def batch(place: Place) -> int:
     """`rolloutq batch run`."""
-    from producer_sdk.cli import run
-
     output = place.folder / "out.jsonl"
     words = ("batch", "run", str(place.source), "-o", str(output), "--force", "--url", place.url)
     if run([*words, "--json"]) != 0:
@@ -171,8 +153,6 @@ def started(options: argparse.Namespace, block: ExitStack) -> Place:
     source = folder / "in.jsonl"
     with source.open("w") as file:
         file.writelines(f"{line(number)}\n" for number in range(options.rows))
-    from producer_sdk.cli.server import free_port
-
     port, front = free_port(), free_port()
     url, gateway = f"redis://127.0.0.1:{port}/0", f"http://127.0.0.1:{front}"
     server = (options.server, "--port", str(port), "--save", "", "--dir", str(folder))

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from producer_sdk.batch.journal import BatchHeld
 from producer_sdk.batch.registry import Batch, Registry
 from producer_sdk.batch.runner import Look, Order, Wish
 from producer_sdk.batch.work import Summary, work
@@ -59,13 +60,12 @@ class Chores:
         """Run one batch until it has ended, or this worker leaves."""
         batch = await self._registry.get(batch_id)
         owner = f"{self._owner}-{batch.attempts}"
-        if batch.ended or len(self._at) >= self._batches:
-            return
-        if not await self._registry.claim(batch_id, owner):
+        if batch.ended or batch_id in self._at or len(self._at) >= self._batches:
             return
         self._at.add(batch_id)
         try:
-            await self._own(batch, owner)
+            if await self._registry.claim(batch_id, owner):
+                await self._own(batch, owner)
         finally:
             self._at.remove(batch_id)
 
@@ -83,7 +83,7 @@ class Chores:
         finally:
             keeping.cancel()
             await asyncio.wait([keeping])
-            await self._tell(batch.id, order, running)
+            await self._tell(batch.id, owner, order, running)
 
     def _work(self, batch: Batch, order: Order, looks: "Looks") -> Summary:
         connect = partial(
@@ -104,19 +104,26 @@ class Chores:
                         pass
             await asyncio.sleep(KEEP_S)
 
-    async def _tell(self, batch_id: str, order: Order, running: "asyncio.Task[Summary]") -> None:
+    async def _tell(
+        self, batch_id: str, owner: str, order: Order, running: "asyncio.Task[Summary]"
+    ) -> None:
         """Say what came of it."""
-        error = running.exception()
-        if error is None and (not running.result().waiting or order.wish == Wish.CANCEL):
-            state = "done" if not running.result().waiting else "cancelled"
-            log.info("batch %s: %s", batch_id, state)
-            await self._registry.end(batch_id, state, running.result())
-        elif isinstance(error, RolloutError) and not isinstance(error, QueueError):
-            log.error("batch %s: %s", batch_id, error.message)
-            await self._registry.end(batch_id, "failed", None, error.message)
-        else:
-            log.warning("batch %s: left for now: %s", batch_id, error or "this worker leaves")
-            await self._registry.leave(batch_id, str(error or ""))
+        match running.exception():
+            case None:
+                summary = running.result()
+                if summary.waiting and order.wish != Wish.CANCEL:
+                    log.warning("batch %s: left, for this worker leaves", batch_id)
+                    await self._registry.leave(batch_id, owner)
+                    return
+                state = "cancelled" if summary.waiting else "done"
+                log.info("batch %s: %s", batch_id, state)
+                await self._registry.end(batch_id, owner, state, summary)
+            case RolloutError() as error if not isinstance(error, QueueError | BatchHeld):
+                log.error("batch %s: %s", batch_id, error.message)
+                await self._registry.end(batch_id, owner, "failed", None, error.message)
+            case error:
+                log.warning("batch %s: left for now: %s", batch_id, error)
+                await self._registry.leave(batch_id, owner, str(error))
 
 
 class Looks:

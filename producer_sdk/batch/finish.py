@@ -1,11 +1,10 @@
 """The last step of a batch whose rows are all done: into order, or into Parquet, each in one replacement."""
 
-import os
 from array import array
 
 from producer_sdk.batch.journal import Journal, groups_of
-from producer_sdk.batch.manifest import put_in_place
-from producer_sdk.batch.survey import READ_BYTES
+from producer_sdk.batch.manifest import READ_BYTES, replacing
+from producer_sdk.batch.parquet import write_parquet
 
 
 def finish(journal: Journal, *, ordered: bool) -> None:
@@ -13,10 +12,7 @@ def finish(journal: Journal, *, ordered: bool) -> None:
     if ordered:
         put_into_order(journal)
     if journal.files.output != journal.files.rows:
-        from producer_sdk.batch.parquet import write_parquet
-
         write_parquet(journal.files.rows, journal.files.output)
-    journal.save(finished=True)
 
 
 def put_into_order(journal: Journal) -> None:
@@ -33,12 +29,8 @@ def put_into_order(journal: Journal) -> None:
             sorted_already, latest = sorted_already and number > latest, number
     if sorted_already:
         return
-    fresh = path.with_name(path.name + ".new")
-    with path.open("rb") as old, fresh.open("wb", buffering=READ_BYTES) as file:
+    with path.open("rb") as old, replacing(path) as file:
         for start, size_bytes in zip(starts, sizes, strict=True):
             if start >= 0:
                 old.seek(start)
                 file.write(old.read(size_bytes))
-        file.flush()
-        os.fsync(file.fileno())
-    put_in_place(fresh, path)

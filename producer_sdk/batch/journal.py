@@ -17,15 +17,16 @@ from msgspec.structs import replace
 
 from producer_sdk.batch.answer import Seen, Written, seen_in, written
 from producer_sdk.batch.manifest import (
+    READ_BYTES,
     Input,
     Manifest,
     Parameters,
     Progress,
     load,
-    put_in_place,
+    replacing,
     save,
 )
-from producer_sdk.batch.survey import DONE, FAILED, INVALID, READ_BYTES, WAITING, Survey, lines_of
+from producer_sdk.batch.survey import DONE, FAILED, INVALID, WAITING, Survey, lines_of
 from producer_sdk.batch.tally import Tally
 from protocols.errors import ConfigError, RolloutError
 
@@ -44,21 +45,29 @@ class Files(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, input: Path, output: Path) -> "Files":
-        """Those beside the output."""
-        rows = output.with_suffix(".rows.jsonl") if output.suffix == ".parquet" else output
-        return cls(
+        """Those beside the output; raises ConfigError where the input is one of them."""
+        made = cls(
             input,
             output,
-            rows,
+            output.with_suffix(".rows.jsonl") if output.suffix == ".parquet" else output,
             output.with_suffix(".errors.jsonl"),
             output.with_suffix(".manifest.json"),
             output.with_name(f".{output.name}.lock"),
         )
+        if input.resolve() in [path.resolve() for path in (output, made.rows, made.errors)]:
+            raise ConfigError(
+                f"{input}: the batch would write over it; choose another -o", param="output"
+            )
+        return made
+
+
+class BatchHeld(ConfigError):
+    """Another process is at the batch."""
 
 
 @contextlib.contextmanager
 def locked(files: Files) -> Generator[None]:
-    """Hold the batch; raises ConfigError while somebody else does, or where the folder is none."""
+    """Hold the batch; raises BatchHeld while somebody else does, ConfigError where the folder is none."""
     try:
         file = files.lock.open("a")
     except OSError as error:
@@ -66,8 +75,10 @@ def locked(files: Files) -> Generator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino != files.lock.stat().st_ino:
+                raise BlockingIOError  # its last holder has removed it meanwhile
         except OSError:
-            raise ConfigError(
+            raise BatchHeld(
                 f"{files.output}: another process is at this batch", param="output"
             ) from None
         try:
@@ -118,14 +129,13 @@ class Journal:
             os.fsync(self._file.fileno())
             self._written_bytes += len(block)
             self._block, self._block_bytes = [], 0
-            self.save()
+            self._save()
         except OSError as error:
             raise RolloutError(
                 f"{self.files.rows}: {error.strerror}; make room and run it again"
             ) from None
 
-    def save(self, *, finished: bool = False) -> None:
-        """Replace the manifest."""
+    def _save(self) -> None:
         self.manifest = replace(
             self.manifest,
             progress=Progress(
@@ -134,7 +144,6 @@ class Journal:
                 self.tally.failed,
                 self.invalid,
                 self.rows,
-                finished,
             ),
         )
         save(self.files.manifest, self.manifest)
@@ -152,14 +161,10 @@ class Journal:
         if not self.tally.failed and not self.invalid:
             errors.unlink(missing_ok=True)
             return
-        fresh = errors.with_name(errors.name + ".new")
-        with fresh.open("wb", buffering=READ_BYTES) as file:
+        with replacing(errors) as file:
             for number, line in lines_of(self.files.input):
                 if states[number] in (FAILED, INVALID):
                     file.write(line if line.endswith(b"\n") else line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        put_in_place(fresh, errors)
 
     def _recall(self) -> int:
         """Mark what is done, and cut off what is torn; the size of the rest."""
@@ -277,14 +282,8 @@ def _drop_failed(path: Path) -> None:
     """Leave the rows that have their answer."""
     if not path.exists():
         return
-    fresh = path.with_name(path.name + ".new")
-    with path.open("rb", buffering=READ_BYTES) as old, fresh.open("wb") as file:
-        raw = path.open("rb", buffering=READ_BYTES)
-        with raw:
-            for _, size_bytes, group in groups_of(old):
-                lines = raw.read(size_bytes)
-                if merged([seen_in(line) for line in group]).fault is None:
-                    file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    put_in_place(fresh, path)
+    with path.open("rb") as read, path.open("rb") as copied, replacing(path) as file:
+        for _, size_bytes, group in groups_of(read):
+            lines = copied.read(size_bytes)
+            if merged([seen_in(line) for line in group]).fault is None:
+                file.write(lines)

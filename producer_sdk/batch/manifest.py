@@ -1,14 +1,17 @@
 """The manifest: what a batch is, beside its output, replaced as a whole."""
 
+import contextlib
 import os
+from collections.abc import Generator
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import msgspec
 
 from protocols.errors import ConfigError
 
 SCHEMA = 1
+READ_BYTES = 1 << 20
 Format = Literal["batch", "rollouts"]
 
 
@@ -37,7 +40,6 @@ class Progress(msgspec.Struct, frozen=True):
     failed: int = 0
     invalid: int = 0
     rows: int = 0
-    finished: bool = False
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -71,22 +73,19 @@ def load(path: Path) -> Manifest | None:
 
 
 def save(path: Path, manifest: Manifest) -> None:
-    """Replace it: after a crash there is the old one or the new one."""
-    replace(path, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    """Replace it."""
+    with replacing(path) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[IO[bytes]]:
+    """A file that takes the place of another at the end of the block: after a crash there is the old one or the new."""
     fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        file.write(content)
+    with fresh.open("wb", buffering=READ_BYTES) as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    put_in_place(fresh, path)
-
-
-def put_in_place(fresh: Path, path: Path) -> None:
-    """Rename a file that is on disk, and the name too."""
     fresh.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -2,11 +2,10 @@
 
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from producer_sdk.batch.manifest import put_in_place
+from producer_sdk.batch.manifest import replacing
 from protocols.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,8 +26,11 @@ def write_parquet(rows: Path, output: Path) -> None:
     """Make the Parquet file of rollout lines, and put it in place whole."""
     pa, parquet = library()
     schema = _schema(pa)
-    fresh = output.with_name(output.name + ".new")
-    with rows.open("rb") as lines, parquet.ParquetWriter(fresh, schema) as writer:
+    with (
+        rows.open("rb") as lines,
+        replacing(output) as file,
+        parquet.ParquetWriter(file, schema) as writer,
+    ):
         group: list[dict[str, Any]] = []
         for line in lines:
             group.append(_record(json.loads(line)))
@@ -36,9 +38,6 @@ def write_parquet(rows: Path, output: Path) -> None:
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
                 group = []
         writer.write_table(pa.Table.from_pylist(group, schema=schema))
-    with fresh.open("rb") as file:
-        os.fsync(file.fileno())
-    put_in_place(fresh, output)
 
 
 def _schema(pa: Any) -> Any:  # noqa: ANN401 - pyarrow has no types

@@ -134,25 +134,24 @@ class Registry:
         wish = await self._link.call("HGET", self._keys.batch(batch), "wish")
         return None if wish is None else wish.decode()
 
-    async def leave(self, batch: str, error: str = "") -> None:
+    async def leave(self, batch: str, owner: str, error: str = "") -> None:
         """Let another take it up."""
-        await self._link.calls(
-            [
-                ["HSET", self._keys.batch(batch), "error", error],
-                ["DEL", self._keys.batch_owner(batch)],
-            ]
-        )
+        await self._link.call("HSET", self._keys.batch(batch), "error", error)
+        await self._let_go(batch, owner)
 
-    async def end(self, batch: str, state: State, summary: Summary | None, error: str = "") -> None:
+    async def end(
+        self, batch: str, owner: str, state: State, summary: Summary | None, error: str = ""
+    ) -> None:
         """Nobody shall take it up any more."""
         told = b"" if summary is None else codec.encode_json(summary)
         fields = ("state", state, "summary", told, "error", error, "ended_ms", await self._now_ms())
-        await self._link.calls(
-            [
-                ["HSET", self._keys.batch(batch), *fields],
-                ["DEL", self._keys.batch_owner(batch)],
-            ]
-        )
+        await self._link.call("HSET", self._keys.batch(batch), *fields)
+        await self._let_go(batch, owner)
+
+    async def _let_go(self, batch: str, owner: str) -> None:
+        key = self._keys.batch_owner(batch)
+        if await self._link.call("GET", key) == owner.encode():
+            await self._link.call("DEL", key)
 
     async def sweep(self, keep_s: float) -> int:
         """Forget what ended longer ago; how many. Their files stay."""

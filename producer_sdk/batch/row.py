@@ -19,7 +19,8 @@ from msgspec import UNSET, Raw, UnsetType
 from producer_sdk.exchange.route import protocol_of
 from protocols import codec
 from protocols.dialects import dialect_of
-from protocols.errors import InvalidRequest
+from protocols.errors import BodyTooLarge, InvalidRequest
+from protocols.job import MAX_BODY_BYTES
 
 MAX_ID_CHARS = 512
 
@@ -85,6 +86,8 @@ class Rows:
     def checked(self, line: bytes, number: int) -> Row:
         """The job of a line whose body its dialect takes; raises RolloutError, which names what is wrong."""
         row = self.row(line, number)
+        if len(row.body) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes", param="body")
         dialect_of(row.protocol).normalize(row.body)
         return row
 

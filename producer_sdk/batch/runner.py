@@ -21,7 +21,7 @@ from producer_sdk.client import Client
 from producer_sdk.fleet import Fleet
 from producer_sdk.future import Future, Pending
 from protocols.dialects import error_body
-from protocols.errors import RequestError, RolloutError
+from protocols.errors import JobError, RequestError, RolloutError
 from protocols.job import Reply
 
 JOBS_PER_SLOT = 4
@@ -149,6 +149,8 @@ class Runner:
         """Send every row that waits, and take in what comes, until none is in flight."""
         states = self._journal.states
         for number, line in lines_of(self._journal.files.input):
+            if number >= len(states):  # the file has grown since it was looked at
+                break
             if states[number] != WAITING:
                 continue
             self._send(number, line)
@@ -212,7 +214,7 @@ class Runner:
         job_id = future.job_id
         try:
             reply = future.result()
-        except RequestError as error:
+        except (RequestError, JobError) as error:
             reply = self._refused(job_id, self._flights[job_id].row, error)
         self._settle(job_id, reply)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from producer_sdk.batch.manifest import READ_BYTES
 from producer_sdk.batch.row import Rows
 from protocols.errors import ConfigError, InvalidRequest, RolloutError
 
-READ_BYTES = 1 << 20
 WAITING, DONE, FAILED, INVALID, BLANK = range(5)
 """What a line is; one byte each is all that is kept of it. Lines beyond a limit are blank."""
 _BUCKETS = 256

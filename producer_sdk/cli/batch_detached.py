@@ -19,7 +19,6 @@ from producer_sdk.cli.batch_task import What
 from producer_sdk.cli.screen import AsJson, print_json, say, show
 from producer_sdk.cli.where import Where, ask
 from protocols.errors import ConfigError
-from protocols.queue.broker import Broker
 
 POLL_S = 1.0
 DAY_S = 24 * 3600.0
@@ -156,7 +155,7 @@ def worker(
         keep_days: How long ended ones are remembered; their files stay.
         where: Server and pool.
     """
-    ask(where, Broker.prepare)
+    ask(where, lambda broker: Registry(broker).all())  # whether the server is there at all
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

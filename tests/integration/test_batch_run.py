@@ -345,6 +345,14 @@ def test_a_file_that_is_no_batch_of_ours_is_not_written_over(
     assert output.read_text() == "my notes\n"
 
 
+def test_a_batch_never_writes_over_its_input(rolloutq: Rolloutq, source: Path) -> None:
+    before = source.read_bytes()
+    errors = source.rename(source.with_name("out.errors.jsonl"))
+    for output in (errors, source.with_name("out.jsonl")):
+        assert ran(rolloutq, errors, output, "--force").code == USAGE
+    assert errors.read_bytes() == before
+
+
 # parameters and shapes of the output
 
 

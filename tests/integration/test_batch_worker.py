@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from producer_sdk.batch.journal import Files, locked
 from producer_sdk.cli import FAILED, GOOD, USAGE
 from tests.batch_files import TOKENS, answers, of_workers, scripted_row, write_lines
 from tests.command import CommandProcess, Rolloutq
@@ -96,6 +97,20 @@ def test_a_batch_is_cancelled_whether_or_not_somebody_is_at_it(
     assert ended["summary"]["waiting"] > 0
     assert not look.left()
     assert not idle.exists()
+
+
+def test_a_batch_that_another_process_holds_is_taken_up_when_it_lets_go(
+    serve: Serve, rolloutq: Rolloutq, tmp_path: Path, folders: list[Path], url: str, pool: str
+) -> None:
+    serve(slots=8)
+    source = write_lines(tmp_path / "in.jsonl", map(scripted_row, range(20)))
+    output = tmp_path / "out.jsonl"
+    with batch_worker(folders[0], url, pool) as worker:
+        with locked(Files.of(source, output)):
+            batch = submitted(rolloutq, source, output)
+            worker.wait_for("another process is at this batch")
+        assert rolloutq("batch", "attach", batch).code == GOOD
+    assert len(answers(output)) == 20
 
 
 @pytest.mark.slow
