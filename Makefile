@@ -53,8 +53,9 @@ states: .venv/.dev ## Search all states of the queue protocol, small scope
 
 test-redis5: .venv-redis5/.dev ## The tests against servers with redis-py 5.3.1, beside arq and without torch
 	@echo '== tests/integration with redis-py 5.3.1'
-	@# not the matrix of rights: they are the server's, whatever library asks
-	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration --ignore tests/integration/test_acl.py
+	@# not the matrix of rights: they are the server's, whatever library asks; of batches, those that a batch worker runs
+	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration --ignore tests/integration/test_acl.py \
+	  --ignore tests/integration/test_batch_run.py --ignore tests/integration/test_batch_signals.py
 
 test-lmdeploy: .venv-lmdeploy/.dev ## The tests of lmdeploy in the worker and behind HTTP, on the CPU
 	@echo '== tests/lmdeploy, and the suite of all engines'
@@ -62,6 +63,7 @@ test-lmdeploy: .venv-lmdeploy/.dev ## The tests of lmdeploy in the worker and be
 
 bench: .venv/.dev ## What the queue costs beside a bare pipeline
 	@$(BIN)/python benchmarks/queue_overhead.py
+	@$(BIN)/python benchmarks/batch.py --json benchmarks/results/batch.json
 
 format: .venv/.dev ## Put the code into shape
 	@$(BIN)/ruff format .

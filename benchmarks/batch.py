@@ -1,6 +1,6 @@
 """Rows a second and memory of `rolloutq batch run`, beside the same rows by other ways over the same workers.
 
-    python benchmarks/batch.py [--server redis-server] [--rows 20000] [--rounds 3] [--way batch …] [--json]
+    python benchmarks/batch.py [--server redis-server] [--rows 20000] [--rounds 3] [--way batch …] [--json FILE]
 
 The ways take turns, each in a process of its own: `batch` is the runner with all that it does for durability, `map`
 the same jobs through `Client.map`, `gather` is `asyncio.gather` over the gateway, as a script without a queue would
@@ -12,6 +12,8 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
+import platform
 import resource
 import shutil
 import statistics
@@ -181,10 +183,10 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--server", default=shutil.which("redis-server"))
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--way", nargs="+", choices=WAYS, default=[*WAYS])
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
     options = parser.parse_args()
     rounds: dict[str, list[Took]] = {way: [] for way in options.way}
     with ExitStack() as block:
@@ -200,7 +202,10 @@ def main() -> int:
         print(f"median, {_told(way, took)}, {share:.2f} x {options.way[0]}")
     if options.json:
         told = {way: [took._asdict() for took in all_] for way, all_ in rounds.items()}
-        print(json.dumps({"rows": options.rows, "tokens": TOKENS, "rounds": told}))
+        machine = {"cores": os.cpu_count(), "python": platform.python_version()}
+        figures = {"machine": machine, "rows": options.rows, "tokens": TOKENS, "rounds": told}
+        options.json.parent.mkdir(exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 

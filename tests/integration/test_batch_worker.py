@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,14 @@ def test_a_killed_batch_worker_is_followed_by_the_next_and_no_row_is_generated_t
     output = tmp_path / "out.jsonl"
     batch = submitted(rolloutq, write_lines(tmp_path / "in.jsonl", rows), output)
     happened, began_s = 0, time.monotonic()
+
+    def under_way(attempt: int) -> bool:
+        attempts = int(look("HGET", look.keys.batch(batch), "attempts") or 0)
+        return attempts == attempt and look.length("low") > 0
+
     for kill in range(KILLS):
         with batch_worker(folders[0], url, pool) as worker:
-            worker.wait_until(
-                lambda: look.length("low") and look("EXISTS", look.keys.batch_owner(batch)),
-                "a row in flight",
-            )
+            worker.wait_until(partial(under_way, kill + 1), "a row in flight")
             time.sleep(random.uniform(0, 1.2))
             worker.signal(signal.SIGSTOP)
             happened += look.length("low") > 0
