@@ -39,9 +39,6 @@ def run(
 ) -> int:
     """Answer every row of a file; the same command again goes on where it was.
 
-    The first Ctrl-C waits for what is in flight, the second leaves it to the workers, the third cancels it. Exit code
-    1: some rows have no answer; 2: the input is bad; 3: no server, or no live worker; 130: interrupted.
-
     Args:
         input: OpenAI's or Claude's batch lines, or bare requests, one a line; `-` is standard input.
         output: The answers, one line a row as they come; `.parquet` with --format rollouts.
