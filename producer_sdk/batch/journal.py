@@ -26,7 +26,7 @@ from producer_sdk.batch.manifest import (
     replacing,
     save,
 )
-from producer_sdk.batch.survey import DONE, FAILED, INVALID, WAITING, Survey, lines_of
+from producer_sdk.batch.survey import BLANK, DONE, FAILED, INVALID, Survey, lines_of
 from producer_sdk.batch.tally import Tally
 from protocols.errors import ConfigError, RolloutError
 
@@ -112,8 +112,7 @@ class Journal:
 
     def add(self, number: int, lines: bytes, seen: Seen) -> None:
         """Take in a row's lines; they are kept once `flush` has returned."""
-        self.states[number] = DONE if seen.fault is None else FAILED
-        self.tally.add(seen)
+        self._count(number, seen)
         self._block.append(lines)
         self._block_bytes += len(lines)
 
@@ -131,6 +130,8 @@ class Journal:
             self._block, self._block_bytes = [], 0
             self._save()
         except OSError as error:
+            with contextlib.suppress(OSError):  # else the next run cuts it off
+                os.ftruncate(self._file.fileno(), self._written_bytes)
             raise RolloutError(
                 f"{self.files.rows}: {error.strerror}; make room and run it again"
             ) from None
@@ -166,6 +167,14 @@ class Journal:
                 if states[number] in (FAILED, INVALID):
                     file.write(line if line.endswith(b"\n") else line + b"\n")
 
+    def _count(self, number: int, seen: Seen) -> None:
+        if self.states[number] == BLANK:  # beyond the limit of this run, and done before
+            self.rows += 1
+        elif self.states[number] == INVALID:  # good for an earlier version
+            self.invalid -= 1
+        self.states[number] = DONE if seen.fault is None else FAILED
+        self.tally.add(seen)
+
     def _recall(self) -> int:
         """Mark what is done, and cut off what is torn; the size of the rest."""
         path = self.files.rows
@@ -174,15 +183,13 @@ class Journal:
         end = 0
         with path.open("rb+", buffering=READ_BYTES) as file:
             for number, size_bytes, group in groups_of(file):
-                if not 0 < number < len(self.states) or self.states[number] != WAITING:
+                if not 0 < number < len(self.states) or self.states[number] in (DONE, FAILED):
                     raise ConfigError(
-                        f"{path}: byte {end}: {group[0].id!r} is no row of this batch that is still to be "
-                        "done; choose another -o, or begin anew with --force",
+                        f"{path}: byte {end}: {group[0].id!r} is no row of this batch, or one that is there "
+                        "already; choose another -o, or begin anew with --force",
                         param="output",
                     )
-                seen = merged([seen_in(line) for line in group])
-                self.states[number] = DONE if seen.fault is None else FAILED
-                self.tally.add(seen)
+                self._count(number, merged([seen_in(line) for line in group]))
                 end += size_bytes
             if end < self.manifest.progress.output_bytes:
                 raise ConfigError(

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,29 @@ def test_a_file_that_is_no_batch_of_ours_is_not_written_over(
     output.write_text("my notes\n")
     assert ran(rolloutq, source, output).code == USAGE
     assert output.read_text() == "my notes\n"
+
+
+def test_a_smaller_limit_than_before_leaves_what_is_done(
+    rolloutq: Rolloutq, source: Path, output: Path
+) -> None:
+    assert ran(rolloutq, source, output, "--limit", "6").code == GOOD
+    done = ran(rolloutq, source, output, "--limit", "3", "--json")
+    assert (done.code, done.json["rows"], done.json["waiting"]) == (GOOD, 6, 0)
+
+
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
+    rolloutq: Rolloutq, source: Path, output: Path
+) -> None:
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, no_limit[1]))
+    try:
+        full = ran(rolloutq, source, output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+    assert full.code == FAILED
+    assert "make room" in full.err
+    assert ran(rolloutq, source, output).code == GOOD
+    assert answers(output) == {f"row-{n}": f"answer {n:09d}" for n in range(10)}
 
 
 def test_a_batch_never_writes_over_its_input(rolloutq: Rolloutq, source: Path) -> None:
