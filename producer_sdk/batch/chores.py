@@ -20,7 +20,6 @@ from producer_sdk.batch.journal import BatchHeld
 from producer_sdk.batch.registry import Batch, Registry
 from producer_sdk.batch.runner import Look, Order, Wish
 from producer_sdk.batch.work import Summary, work
-from producer_sdk.client import Client
 from protocols.errors import ConfigError, QueueError, RolloutError
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
@@ -86,11 +85,15 @@ class Chores:
             await self._tell(batch.id, owner, order, running)
 
     def _work(self, batch: Batch, order: Order, looks: "Looks") -> Summary:
-        connect = partial(
-            Client, self._url, pool=self._pool, no_worker_s=NO_WORKER_S, auto_collect=False
+        return work(
+            batch.task,
+            self._url,
+            self._pool,
+            no_worker_s=NO_WORKER_S,
+            order=order,
+            watch=looks.take,
+            say=partial(log.warning, "batch %s: %s", batch.id),
         )
-        say = partial(log.warning, "batch %s: %s", batch.id)
-        return work(batch.task, connect, order=order, watch=looks.take, say=say)
 
     async def _keep(self, batch_id: str, owner: str, order: Order, looks: "Looks") -> None:
         while True:

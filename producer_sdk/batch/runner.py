@@ -4,6 +4,7 @@ In flight are never more rows, nor more bytes, than the live workers' slots ask 
 queue; a block of them is on disk before the server is told that it need not keep them.
 """
 
+import contextlib
 import queue
 import time
 from collections import deque
@@ -36,6 +37,7 @@ PACE_S = 30.0
 DETACH_S = 2.0
 """Between a wish to detach and the end: time to wish for more."""
 CANCEL_LIMIT_S = 15.0
+GOODBYE_S = 5.0
 
 
 class Wish(IntEnum):
@@ -106,7 +108,7 @@ class Runner:
         order: Order,
         watch: Callable[[Look], None] = lambda _: None,
     ) -> None:
-        """The client has `auto_collect=False`."""
+        """The client has `auto_collect=False` and `on_full="wait"`."""
         self._client, self._journal, self._rows = client, journal, rows
         self._order, self._watch = order, watch
         self._come: queue.SimpleQueue[Pending[Reply]] = queue.SimpleQueue()
@@ -118,6 +120,8 @@ class Runner:
         """The newest that was seen, until it is taken in."""
         self._kept: list[Reply] = []
         """Replies in the journal's block."""
+        self._questions: deque[Pending[None] | Pending[Fleet]] = deque(maxlen=2)
+        """The newest to the server beside the jobs; those before it have been answered, for they are in order."""
         self._gone: dict[int, int] = {}
         """Lines whose replies were collected and are not in the output: how many ids they have used up."""
         self._blocked_s = self._looked_s = self._asked_s = time.monotonic()
@@ -143,6 +147,9 @@ class Runner:
             self._leave()
         finally:
             self._block()
+            for question in self._questions:  # closing would cut them off
+                with contextlib.suppress(RolloutError):
+                    question.exception(GOODBYE_S)
         return not self._journal.waiting
 
     def _pass(self) -> None:
@@ -240,7 +247,7 @@ class Runner:
         self._blocked_s = time.monotonic()
         kept, self._kept = [reply for reply in self._kept if reply.finished_ms], []
         if kept:
-            self._client.collected(kept)
+            self._questions.append(self._client.collected(kept))
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -253,7 +260,9 @@ class Runner:
             self._block()
         if now - self._asked_s >= FLEET_S:
             self._asked_s = now
-            self._client.fleet().add_done_callback(self._fleet_seen)
+            asked = self._client.fleet()
+            asked.add_done_callback(self._fleet_seen)
+            self._questions.append(asked)
         if now - self._looked_s >= LOOK_S:
             self._looked_s = now
             self._watch(self.look())

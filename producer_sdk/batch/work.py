@@ -80,16 +80,18 @@ class Summary(msgspec.Struct, frozen=True):
 
 def work(
     task: Task,
-    connect: Callable[[], Client],
+    url: str,
+    pool: str,
     *,
+    no_worker_s: float,
     order: Order,
     watch: Callable[[Look], None],
     say: Callable[[str], None],
 ) -> Summary:
     """Do a batch, or go on with it, until it is done or somebody wishes otherwise.
 
-    `connect` makes a client with `auto_collect=False`. Raises ConfigError and InvalidRequest before anything is sent,
-    QueueError where the server does not answer or no worker lives.
+    Raises ConfigError and InvalidRequest before anything is sent, QueueError where the server does not answer or no
+    worker has lived for `no_worker_s`.
     """
     parameters = task.parameters
     rows = Rows(protocol=parameters.protocol, params=parameters.params)
@@ -99,7 +101,8 @@ def work(
         journal = opened(
             files, surveyed, parameters, force=task.force, retry_errors=task.retry_errors
         )
-        with contextlib.closing(journal), connect() as client:
+        client = Client(url, pool=pool, no_worker_s=no_worker_s, on_full="wait", auto_collect=False)
+        with contextlib.closing(journal), client:
             done = Runner(client, journal, rows, order=order, watch=watch).run()
         if done:
             finish(journal, ordered=task.ordered)

@@ -5,7 +5,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Generator
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -20,7 +19,6 @@ from producer_sdk.cli.batch_screen import Screen, show_result
 from producer_sdk.cli.batch_task import What
 from producer_sdk.cli.screen import AsJson, print_json, say
 from producer_sdk.cli.where import Where
-from producer_sdk.client import Client
 from protocols.errors import QueueError, without_login
 
 
@@ -54,11 +52,7 @@ def run(
         if check:
             return _check(path, what, as_json=as_json)
         task = what.task(path, output, retry_errors=retry_errors, force=force)
-        order = Order()
-        connect = partial(
-            Client, where.url, pool=where.pool, no_worker_s=no_worker_s, auto_collect=False
-        )
-        summary = _worked(task, connect, order)
+        summary = _worked(task, where, no_worker_s)
     if as_json:
         print_json(summary)
     else:
@@ -68,11 +62,20 @@ def run(
     return GOOD if summary.good else FAILED
 
 
-def _worked(task: Task, connect: "partial[Client]", order: Order) -> Summary:
+def _worked(task: Task, where: Where, no_worker_s: float) -> Summary:
+    order = Order()
     again = f"the same command goes on from here: {_command()}"
     with Screen() as screen, _wishes(order, screen):
         try:
-            summary = work(task, connect, order=order, watch=screen.show, say=screen.say)
+            summary = work(
+                task,
+                where.url,
+                where.pool,
+                no_worker_s=no_worker_s,
+                order=order,
+                watch=screen.show,
+                say=screen.say,
+            )
         except QueueError:
             screen.say(again)
             raise

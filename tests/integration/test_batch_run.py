@@ -272,6 +272,8 @@ def test_what_is_done_is_neither_sent_nor_written_again(
     assert output.read_bytes().startswith(first)
     assert len(look.job_ids() - before) == 6
     assert len(answers(output)) == 10
+    for line in read_lines(output):
+        assert look("ZSCORE", look.keys.collected, line["id"]), "the server may forget it"
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"id":"x-1","custom_id":"row-9"', b"\x00\x00\x00\n"])
