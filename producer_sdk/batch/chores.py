@@ -12,6 +12,7 @@ import os
 import socket
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,9 +35,10 @@ Context = dict[str, Any]
 class Chores:
     """What one batch worker does."""
 
-    def __init__(self, url: str, pool: str, *, batches: int, keep_s: float) -> None:
-        """`batches`: the most at once. `keep_s`: how long ended ones are remembered."""
-        self._url, self._pool, self._batches, self._keep_s = url, pool, batches, keep_s
+    def __init__(self, url: str, pool: str, folder: Path, *, batches: int, keep_s: float) -> None:
+        """`folder`: where all files are. `batches`: the most at once. `keep_s`: how long ended ones are remembered."""
+        self._url, self._pool, self._folder = url, pool, folder.resolve()
+        self._batches, self._keep_s = batches, keep_s
         self._at: set[str] = set()
         """Batches that are under way here."""
         self._owner = f"{socket.gethostname()}-{os.getpid()}"
@@ -85,6 +87,11 @@ class Chores:
             await self._tell(batch.id, owner, order, running)
 
     def _work(self, batch: Batch, order: Order, looks: "Looks") -> Summary:
+        for path in (batch.task.input, batch.task.output):
+            if not Path(path).resolve().is_relative_to(self._folder):
+                raise ConfigError(
+                    f"{path}: this batch worker reads and writes below its --dir alone"
+                )
         return work(
             batch.task,
             self._url,
@@ -140,10 +147,10 @@ class Looks:
         self.newest = look
 
 
-def serve(url: str, pool: str, *, batches: int, keep_s: float) -> None:
+def serve(url: str, pool: str, folder: Path, *, batches: int, keep_s: float) -> None:
     """Run batches, so many at once, until SIGTERM or SIGINT; what is under way is left for the next worker.
 
-    Raises ConfigError without the extra `batch`.
+    Their files are below `folder`. Raises ConfigError without the extra `batch`.
     """
     try:
         arq, connections, worker = (
@@ -154,7 +161,7 @@ def serve(url: str, pool: str, *, batches: int, keep_s: float) -> None:
             "a batch worker needs arq: pip install 'rolloutq[batch]' in an environment of its own, for arq holds "
             "redis-py below 6"
         ) from None
-    chores = Chores(url, pool, batches=batches, keep_s=keep_s)
+    chores = Chores(url, pool, folder, batches=batches, keep_s=keep_s)
     every = set(range(0, 60, LOOK_S))
     worker.Worker(
         [arq.func(chores.run, name="run", timeout=LONGEST_S, keep_result=0, max_tries=1)],

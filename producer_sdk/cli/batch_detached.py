@@ -144,6 +144,7 @@ def cancel(batch: str, /, *, as_json: AsJson = False, where: Where = Where()) ->
 
 def worker(
     *,
+    directory: Annotated[Path, Parameter(name="--dir")] = Path(),
     batches: Annotated[int, Parameter(validator=Number(gte=1, lte=64))] = 4,
     keep_days: Annotated[float, Parameter(validator=Number(gte=0))] = 7.0,
     where: Where = Where(),  # noqa: B008
@@ -151,6 +152,7 @@ def worker(
     """Run the batches that were left to batch workers, until SIGTERM; another goes on with them.
 
     Args:
+        directory: It reads and writes files below this alone; without it, below where it is started.
         batches: The most at once.
         keep_days: How long ended ones are remembered; their files stay.
         where: Server and pool.
@@ -162,7 +164,7 @@ def worker(
     logging.getLogger("arq").setLevel(logging.WARNING)
     logging.getLogger("rolloutq").setLevel(logging.INFO)
     say(f"running batches of pool {where.pool}")
-    serve(where.url, where.pool, batches=batches, keep_s=keep_days * DAY_S)
+    serve(where.url, where.pool, directory, batches=batches, keep_s=keep_days * DAY_S)
     return GOOD
 
 

@@ -34,7 +34,8 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 def batch_worker(folder: Path, url: str, pool: str, *words: str) -> CommandProcess:
-    return CommandProcess(folder, "batch", "worker", "--url", url, "--pool", pool, *words)
+    where = ("--url", url, "--pool", pool, "--dir", str(folder.parent))
+    return CommandProcess(folder, "batch", "worker", *where, *words)
 
 
 def state_of(rolloutq: Rolloutq, batch: str) -> dict[str, Any]:
@@ -54,15 +55,18 @@ def test_a_batch_is_left_to_a_worker_and_watched_from_anywhere(
     ]
     outputs = [tmp_path / f"out-{n}.jsonl" for n in (0, 1)]
     bad = write_lines(tmp_path / "bad.jsonl", [b"{"])
-    batches = [
-        submitted(rolloutq, source, output)
-        for source, output in zip([*sources, bad], [*outputs, tmp_path / "x.jsonl"], strict=True)
+    files = [
+        *zip(sources, outputs, strict=True),
+        (bad, tmp_path / "x.jsonl"),
+        (bad, tmp_path / "../out.jsonl"),
     ]
-    assert [one["state"] for one in rolloutq("batch", "list", "--json").json] == ["waiting"] * 3
+    batches = [submitted(rolloutq, source, output) for source, output in files]
+    assert [one["state"] for one in rolloutq("batch", "list", "--json").json] == ["waiting"] * 4
     with batch_worker(folders[0], url, pool) as worker:
         codes = [rolloutq("batch", "attach", batch).code for batch in batches]
-        assert codes == [GOOD, GOOD, USAGE]
+        assert codes == [GOOD, GOOD, USAGE, USAGE]
         assert "1 of 1 rows are bad" in rolloutq("batch", "status", batches[2]).out
+        assert "below its --dir" in rolloutq("batch", "status", batches[3]).out
         assert len(answers(outputs[0])) == len(answers(outputs[1])) == 50
         worker.signal(signal.SIGTERM)
         assert worker.wait() == GOOD
