@@ -1,14 +1,19 @@
 """Inputs and outputs of batches, as tests write and read them."""
 
 import json
+import random
+import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.command import CommandProcess
 from tests.pool_look import Look
 
 TOKENS = 17
 """Of each scripted answer: 16 bytes and the end."""
+KILL_WITHIN_S = 1.2
 
 
 def scripted_row(number: int, *, ms_per_token: float = 0, **script: object) -> dict[str, Any]:
@@ -55,3 +60,18 @@ def of_workers(look: Look, field: str) -> int:
     """The sum of a field over the heartbeats of all workers that there were."""
     ids: list[bytes] = look("ZRANGE", look.keys.workers, 0, -1)
     return sum(int(look("HGET", look.keys.worker(one.decode()), field) or 0) for one in ids)
+
+
+def kill_in_flight(process: CommandProcess, look: Look) -> None:
+    """SIGKILL it at some moment when it has a client connected and rows are in flight; it stands still just before."""
+    client = f"client:{process.pid}-"
+    while True:
+        process.wait_until(
+            lambda: look.is_connected(client) and look.length("low"), "a row in flight"
+        )
+        time.sleep(random.uniform(0, KILL_WITHIN_S))
+        process.signal(signal.SIGSTOP)
+        if look.is_connected(client) and look.length("low"):
+            process.kill()
+            return
+        process.signal(signal.SIGCONT)

@@ -1,22 +1,18 @@
 """A runner that is killed while rows are in flight: its successor goes on, and no row is generated twice."""
 
-import random
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.batch_files import TOKENS, answers, of_workers, scripted_row, write_lines
+from tests.batch_files import TOKENS, answers, kill_in_flight, of_workers, scripted_row, write_lines
 from tests.command import CommandProcess
 from tests.form import FULL_BATCHES
 from tests.pool_look import Look, wait_until
 from tests.queue_fixtures import Serve
 
 KILLS, ROWS = (20, 6000) if FULL_BATCHES else (4, 1400)
-SEED_S = 1.2
-"""A kill comes at most so long after the first row was seen in flight."""
 
 
 @pytest.mark.slow
@@ -34,11 +30,8 @@ def test_a_killed_runner_goes_on_and_no_row_is_generated_twice(
     happened, began_s = 0, time.monotonic()
     for _ in range(KILLS):
         with CommandProcess(tmp_path, *words) as runner:
-            runner.wait_until(lambda: look.length("low"), "a row in flight")
-            time.sleep(random.uniform(0, SEED_S))
-            runner.signal(signal.SIGSTOP)
-            happened += look.length("low") > 0
-            runner.kill()
+            kill_in_flight(runner, look)
+        happened += look.length("low") > 0
     assert happened == KILLS, "rows were in flight at every kill"
     with CommandProcess(tmp_path, *words) as runner:
         assert runner.wait(300) == 0, runner.output

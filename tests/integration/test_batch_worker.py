@@ -1,10 +1,8 @@
 """Batches left to a batch worker: from submission to the end, through its death. Needs arq, and so redis-py 5."""
 
 import json
-import random
 import signal
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 
 from producer_sdk.batch.journal import Files, locked
 from producer_sdk.cli import FAILED, GOOD, USAGE
-from tests.batch_files import TOKENS, answers, of_workers, scripted_row, write_lines
+from tests.batch_files import TOKENS, answers, kill_in_flight, of_workers, scripted_row, write_lines
 from tests.command import CommandProcess, Rolloutq
 from tests.form import FULL_BATCHES
 from tests.pool_look import Look, wait_until
@@ -135,18 +133,10 @@ def test_a_killed_batch_worker_is_followed_by_the_next_and_no_row_is_generated_t
     output = tmp_path / "out.jsonl"
     batch = submitted(rolloutq, write_lines(tmp_path / "in.jsonl", rows), output)
     happened, began_s = 0, time.monotonic()
-
-    def under_way(attempt: int) -> bool:
-        attempts = int(look("HGET", look.keys.batch(batch), "attempts") or 0)
-        return attempts == attempt and look.length("low") > 0
-
     for kill in range(KILLS):
         with batch_worker(folders[0], url, pool) as worker:
-            worker.wait_until(partial(under_way, kill + 1), "a row in flight")
-            time.sleep(random.uniform(0, 1.2))
-            worker.signal(signal.SIGSTOP)
-            happened += look.length("low") > 0
-            worker.kill()
+            kill_in_flight(worker, look)
+        happened += look.length("low") > 0
         if kill and not FULL_BATCHES:
             look("DEL", look.keys.batch_owner(batch))  # as after its 15 s
     assert happened == KILLS, "rows were in flight at every kill"
