@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
@@ -29,6 +30,8 @@ from producer_sdk.batch.manifest import (
 from producer_sdk.batch.survey import BLANK, DONE, FAILED, INVALID, Survey, lines_of
 from producer_sdk.batch.tally import Tally
 from protocols.errors import ConfigError, RolloutError
+
+MANIFEST_S = 5.0
 
 
 class Files(msgspec.Struct, frozen=True):
@@ -98,6 +101,7 @@ class Journal:
         self._written_bytes = self._recall()
         self._block: list[bytes] = []
         self._block_bytes = 0
+        self._saved_s = time.monotonic()
         self._file: IO[bytes] = files.rows.open("ab", buffering=0)
 
     @property
@@ -117,7 +121,7 @@ class Journal:
         self._block_bytes += len(lines)
 
     def flush(self) -> None:
-        """Write a block, and the manifest once it is on disk; raises RolloutError where there is no room."""
+        """Write a block, and now and then the manifest; raises RolloutError where there is no room."""
         block = b"".join(self._block)
         if not block:
             return
@@ -128,7 +132,8 @@ class Journal:
             os.fsync(self._file.fileno())
             self._written_bytes += len(block)
             self._block, self._block_bytes = [], 0
-            self._save()
+            if time.monotonic() - self._saved_s >= MANIFEST_S:
+                self._save()
         except OSError as error:
             with contextlib.suppress(OSError):  # else the next run cuts it off
                 os.ftruncate(self._file.fileno(), self._written_bytes)
@@ -148,11 +153,13 @@ class Journal:
             ),
         )
         save(self.files.manifest, self.manifest)
+        self._saved_s = time.monotonic()
 
     def close(self) -> None:
         """Write what is left, and the errors: lines that failed or are none, as they came."""
         try:
             self.flush()
+            self._save()
         finally:
             self._file.close()
         self._write_errors()

@@ -30,6 +30,7 @@ FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 16, 8192
 MOST_BYTES_IN_FLIGHT = 64 << 20
 BLOCK_BYTES, BLOCK_S = 1 << 20, 1.0
 LOOK_S, FLEET_S, POLL_S = 0.25, 2.0, 0.1
+SETTLED_MOST = 64
 REPLY_TTL_S = 24 * 3600.0
 """How long a runner may be down before what it had in flight is generated again."""
 PACE_S = 30.0
@@ -161,11 +162,13 @@ class Runner:
             if states[number] != WAITING:
                 continue
             self._send(number, line)
+            self._take_in(
+                0, most=1
+            )  # one for one, so that workers have work while many replies wait here
             while self._full() and self._order.wish <= Wish.DRAIN:
                 self._take_in(POLL_S)
             if self._order.wish:
                 break
-            self._take_in(0)
         while self._flights and self._order.wish <= Wish.DRAIN:
             self._take_in(POLL_S)
 
@@ -204,16 +207,12 @@ class Runner:
     def _refused(self, job_id: str, row: Row, error: RolloutError) -> Reply:
         return refusal_reply(job_id, error_body(row.protocol, error, job_id), error)
 
-    def _take_in(self, wait_s: float) -> None:
-        """Settle what has come, and wait so long for the first."""
-        come = self._come
-        try:
-            future = come.get(timeout=wait_s) if wait_s else come.get_nowait()
-            while True:
-                self._land(future)
-                future = come.get_nowait()
-        except queue.Empty:
-            pass
+    def _take_in(self, wait_s: float, most: int = SETTLED_MOST) -> None:
+        """Settle some of what has come, and wait so long for the first."""
+        with contextlib.suppress(queue.Empty):
+            self._land(self._come.get(timeout=wait_s) if wait_s else self._come.get_nowait())
+            for _ in range(most - 1):
+                self._land(self._come.get_nowait())
         self._tick()
 
     def _land(self, future: Pending[Reply]) -> None:

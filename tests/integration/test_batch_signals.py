@@ -104,8 +104,10 @@ def test_a_second_runner_of_the_same_batch_is_refused(batch: Batch, tmp_path: Pa
     other.mkdir()
     with batch.start() as runner:
         batch.under_way(runner)
+        runner.signal(signal.SIGSTOP)
         with CommandProcess(other, *batch.words) as second:
             assert second.wait() == USAGE
             assert "another process is at this batch" in second.output
+        runner.signal(signal.SIGCONT)
         assert runner.wait() == GOOD
     batch.finish()
