@@ -49,22 +49,32 @@ faults: .venv/.dev ## The faults of docs/faults.md in full numbers (half an hour
 model-tests: .venv/.dev ## The tests on the real model in full numbers (some minutes)
 	@ROLLOUTQ_MODEL_TESTS=full $(BIN)/pytest -s tests/contract/test_engine_guide_smollm2.py tests/e2e/test_session_model.py
 
+batch-tests: .venv/.dev .venv-redis5/.dev ## Offline batches in full numbers: kills, 200,000 rows, 2,000 real prompts (half an hour)
+	@ROLLOUTQ_BATCH_TESTS=full $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_batch_killed.py tests/e2e/test_batch_scale.py tests/e2e/test_batch_model.py
+	@ROLLOUTQ_BATCH_TESTS=full .venv-redis5/bin/pytest -s -o faulthandler_timeout=0 tests/integration/test_batch_worker.py
+
 states: .venv/.dev ## Search all states of the queue protocol, small scope
 	@$(BIN)/python -m tests.property.state_search
 
 test-redis5: .venv-redis5/.dev ## The tests against servers with redis-py 5.3.1, beside arq and without torch
 	@echo '== tests/integration with redis-py 5.3.1'
-	@# not the matrix of rights: they are the server's, whatever library asks
-	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration --ignore tests/integration/test_acl.py
+	@# not the matrix of rights: they are the server's, whatever library asks; of batches, those that a batch worker runs
+	@.venv-redis5/bin/pytest -m 'not gpu and not model' tests/integration --ignore tests/integration/test_acl.py \
+	  --ignore tests/integration/test_batch_run.py --ignore tests/integration/test_batch_signals.py
 
 test-lmdeploy: .venv-lmdeploy/.dev ## The tests of lmdeploy in the worker and behind HTTP, on the CPU
 	@echo '== tests/lmdeploy, and the suite of all engines'
 	@.venv-lmdeploy/bin/pytest -o filterwarnings=default $(LMDEPLOY_TESTS)
 
-bench: .venv/.dev ## What the queue costs beside a bare pipeline, in time and memory, at work and idle
-	@$(BIN)/python benchmarks/queue_overhead.py
-	@$(BIN)/python benchmarks/queue_memory.py
-	@$(BIN)/python benchmarks/idle.py
+bench: .venv/.dev ## The figures of docs/performance.md, in benchmarks/results (half an hour, on a quiet machine)
+	@$(BENCH)/queue_overhead.py --json $(RESULTS)/queue_redis7.json
+	@$(BENCH)/queue_overhead.py --server $(VALKEY) --json $(RESULTS)/queue_valkey.json
+	@$(BENCH)/queue_memory.py --json $(RESULTS)/queue_memory_redis7.json
+	@$(BENCH)/idle.py --json $(RESULTS)/idle_redis7.json
+	@$(BENCH)/gateway.py --json $(RESULTS)/gateway.json
+	@$(BENCH)/batch.py --json $(RESULTS)/batch.json
+	@$(BENCH)/torch_engine.py --json $(RESULTS)/torch_engine.json
+	@$(BENCH)/plots.py
 
 format: .venv/.dev ## Put the code into shape
 	@$(BIN)/ruff format .
@@ -109,4 +119,4 @@ clean: ## Remove caches and builds; the virtual environments stay
 	@touch $@
 
 .PRECIOUS: %/.made
-.PHONY: help demo test check faults model-tests states test-redis5 test-lmdeploy bench format clean
+.PHONY: help demo test check faults model-tests batch-tests states test-redis5 test-lmdeploy bench format clean

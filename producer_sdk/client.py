@@ -28,7 +28,7 @@ from protocols import codec
 from protocols.control import words
 from protocols.dialects.generate import request_params
 from protocols.errors import ConfigError, InvalidRequest
-from protocols.job import DEFAULT_PROTOCOL, Job, Lane, Reply
+from protocols.job import DEFAULT_PROTOCOL, DEFAULT_REPLY_TTL_MS, Job, Lane, Reply
 from protocols.queue.broker import Broker
 from protocols.queue.control import Answers
 from protocols.queue.keys import Keys
@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     no_worker_s: float = 60.0
     wait_replicas: int = 0
     on_full: OnFull = "wait"
+    auto_collect: bool = True
 
 
 class JobOptions(TypedDict, total=False):
@@ -76,6 +77,7 @@ class JobOptions(TypedDict, total=False):
     timeout_s: float
     min_version: int
     max_staleness: int
+    reply_ttl_s: float
 
 
 class Client:
@@ -90,12 +92,14 @@ class Client:
         no_worker_s: float | None = None,
         wait_replicas: int | None = None,
         on_full: OnFull | None = None,
+        auto_collect: bool | None = None,
     ) -> None:
         """`no_worker_s`: how long waits go on while the pool has no live worker, then NoLiveWorker.
 
         `wait_replicas`: a job counts as accepted once so many replicas of the server have it.
         `on_full`: where the pool's backlog is full, `wait` sends the job again until it is accepted,
         `raise` fails its future with QueueFull, whose `retry_after_s` says when there may be room.
+        `auto_collect`: a reply counts as collected once this client has it; if false, once `collected` says so.
         Connects when first used. Raises ConfigError where a setting is wrong.
         """
         self.settings = _settings(
@@ -105,6 +109,7 @@ class Client:
             no_worker_s=no_worker_s,
             wait_replicas=wait_replicas,
             on_full=on_full,
+            auto_collect=auto_collect,
         )
         check_url(self.settings.url)
         Keys(self.settings.pool)
@@ -262,6 +267,11 @@ class Client:
             raise InvalidRequest(f"`job_id` {job_id[:80]!r}: 1 to 128 of A-Z a-z 0-9 . _ : ~ -")
         return self._started().get(job_id)
 
+    def collected(self, replies: Sequence[Reply]) -> Pending[None]:
+        """Say that these replies are kept elsewhere: the server need not keep them whole any longer."""
+        ends = [(reply.job_id, reply.finished_ms) for reply in replies]
+        return self._ask(lambda broker: broker.collected(ends), "collected")
+
     def attach(self, run: str) -> Results[Reply]:
         """The replies of all jobs of a run, for a trainer that was restarted."""
         ids = self._ask(lambda broker: broker.run_ids(run), "attach").result(30)
@@ -336,6 +346,7 @@ class Client:
                         no_worker_s=settings.no_worker_s,
                         wait_replicas=settings.wait_replicas,
                         wait_when_full=settings.on_full == "wait",
+                        auto_collect=settings.auto_collect,
                     )
                 courier = self._courier
         return courier
@@ -347,7 +358,7 @@ class Client:
         protocol: str,
         options: JobOptions,
     ) -> Job:
-        timeout_s = options.get("timeout_s")
+        timeout_s, reply_ttl_s = options.get("timeout_s"), options.get("reply_ttl_s")
         try:
             encoded = body if isinstance(body, bytes) else codec.encode_json(body)
         except (TypeError, ValueError, OverflowError) as error:
@@ -365,6 +376,9 @@ class Client:
                 timeout_ms=None if timeout_s is None else max(1, int(timeout_s * 1000)),
                 min_version=options.get("min_version"),
                 max_staleness=options.get("max_staleness"),
+                reply_ttl_ms=DEFAULT_REPLY_TTL_MS
+                if reply_ttl_s is None
+                else max(1, int(reply_ttl_s * 1000)),
             )
         )
 

@@ -95,8 +95,9 @@ class Courier:
         no_worker_s: float,
         wait_replicas: int = 0,
         wait_when_full: bool = True,
+        auto_collect: bool = True,
     ) -> None:
-        self._pool, self._no_worker_s = pool, no_worker_s
+        self._pool, self._no_worker_s, self._auto_collect = pool, no_worker_s, auto_collect
         self._wait_replicas, self._wait_when_full = wait_replicas, wait_when_full
         self.pid = os.getpid()
         self.inbox = f"{self.pid}-{secrets.token_hex(6)}"
@@ -303,7 +304,7 @@ class Courier:
             return  # this has overtaken it; its acceptance finds who waits here
         del self._outstanding[job_id]
         if isinstance(found, Reply):
-            if entry.job is not None:
+            if entry.job is not None and self._auto_collect:
                 self._collected.append((job_id, found.finished_ms))
             entry.answer(found)
         elif found is None:

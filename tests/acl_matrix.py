@@ -102,6 +102,11 @@ HMGET P:reply:raw-1 status body
 XRANGE P:progress:raw-1 - +
 XREAD COUNT 1 STREAMS P:progress:raw-1 0
 ZRANGE P:run:r 0 -1
+HSET P:batch:mine state waiting
+HGETALL P:batch:mine
+ZADD P:batches 1 mine
+ZRANGE P:batches 0 -1
+GET P:batch-owner:mine
 HSCAN P:session:mine 0 COUNT 10
 UNLINK P:session:mine
 BLMPOP 0.01 1 P:inbox:mine LEFT
@@ -115,6 +120,7 @@ PUBLISH rollout:bell:default x
         "may not": NO_WORKERS_RIGHT
         + NO_OPERATORS_RIGHT
         + """
+SET P:batch-owner:mine thief
 HSET P:session:mine turns 1
 FCALL rolloutq_recall 1 P mine 1:n s
 UNLINK P:reply:raw-1

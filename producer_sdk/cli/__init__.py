@@ -32,6 +32,7 @@ _COMMANDS = {
     "job": "Tell what became of a job.",
     "cancel": "Cancel a job, or all jobs of a run.",
     "control": "Pause, continue, offload, update, shut down: command the workers.",
+    "batch": "Answer a file of requests: run it here, or leave it to a batch worker.",
     "dead": "List, show, requeue or purge dead letters.",
     "gateway": "Answer OpenAI's and Anthropic's HTTP as jobs of a pool.",
     "status": "Show a pool's live workers and what waits for them.",

@@ -21,6 +21,9 @@ that every step is called with.
 | `P:run:<run>`       | sorted set       | enqueue, take             | a day after the run's last reply               |
 | `P:dead`            | stream           | fail, sweep               | the newest 10,000                              |
 | `P:inbox:<client>`  | list             | finish, …                 | an hour; the newest 100,000                    |
+| `P:batches`         | sorted set       | `rolloutq batch`          | batch id by when it was submitted, ms; 7 d     |
+| `P:batch:<id>`      | hash             | `rolloutq batch`          | 7 d after its end: task, state, progress       |
+| `P:batch-owner:<id>`| string           | `rolloutq batch worker`   | 15 s: which process is at it                   |
 | `P:desired`         | hash             | control, beat             | for ever                                       |
 | `P:commands`        | stream           | control, hear             | the newest 10,000                              |
 | `P:acks:<command>`  | hash             | control, beat             | an hour after the last answer                  |
@@ -66,6 +69,7 @@ class Keys:
         self.desired = f"{self.prefix}:desired"
         self.workers = f"{self.prefix}:workers"
         self.commands = f"{self.prefix}:commands"
+        self.batches = f"{self.prefix}:batches"
         self.bell = f"rollout:bell:{pool}"
         self.control = f"rollout:control:{pool}"
 
@@ -92,6 +96,14 @@ class Keys:
     def inbox(self, client: str) -> str:
         """A client process's finished jobs."""
         return f"{self.prefix}:inbox:{client}"
+
+    def batch(self, batch: str) -> str:
+        """What is known of an offline batch."""
+        return f"{self.prefix}:batch:{batch}"
+
+    def batch_owner(self, batch: str) -> str:
+        """The process that is at an offline batch."""
+        return f"{self.prefix}:batch-owner:{batch}"
 
     def acks(self, command: str) -> str:
         """The workers' answers to a command."""

@@ -279,6 +279,19 @@ def test_a_job_on_its_way_is_found_by_its_id(client: Client) -> None:
     assert [one.result(LIMIT_S).status for one in heavy] == [JobStatus.COMPLETED] * 200
 
 
+def test_replies_are_collected_when_the_client_says_so_and_kept_as_long_as_the_job_says(
+    url: str, pool: str, look: Look, fresh_id: str
+) -> None:
+    with Client(url, pool=pool, auto_collect=False) as client:
+        future = client.submit(chat("hi"), job_id=fresh_id, reply_ttl_s=3600)
+        reply = future.result(LIMIT_S)
+    assert look("ZSCORE", look.keys.collected, fresh_id) is None, "not even at its end"
+    assert 3_500_000 < look("PTTL", look.keys.reply(fresh_id)) <= 3_600_000
+    with Client(url, pool=pool, auto_collect=False) as client:
+        client.collected([reply]).result(LIMIT_S)
+    assert look("ZSCORE", look.keys.collected, fresh_id) is not None
+
+
 def test_a_reply_is_found_by_its_id(client: Client, url: str, pool: str) -> None:
     future = client.submit(chat("hello"))
     reply = future.result(LIMIT_S)
