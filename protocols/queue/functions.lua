@@ -7,7 +7,7 @@
 --
 -- A job's reply hash while it lives:
 --   status sha protocol lane entry queued_ms        where its one stream entry is
---   inbox run reply_ttl_ms deadline_ms max_staleness  from its fields
+--   inbox run reply_ttl_ms deadline_ms max_staleness  from its fields; inbox: of all who submitted it, the newest four
 --   attempts fence worker started_ms                the lease that holds it, or held it last
 --   crashes fails handbacks cancel alone            how earlier attempts ended; wish to cancel; shall run alone
 --   goes_on                                         the turn of its session that its prompt goes on from; empty: none
@@ -21,8 +21,10 @@ local ROOMS = { 'delayed', 'parked', 'alone' } -- where a queued job waits whose
 local LANE = { resume = true, high = true, normal = true, low = true }
 local TURNS = { 'high', 'normal', 'high', 'high', 'normal', 'high', 'low', 'high', 'normal', 'high', 'high', 'normal', 'high' }
 local REPLY_TTL_MS = 6 * 3600 * 1000
+local REPLY_TTL = REPLY_TTL_MS .. '' -- as text; `ends` says why
 local RUN_TTL_MS = 24 * 3600 * 1000
 local INBOX_TTL_MS, INBOX_MOST = 3600 * 1000, 100000
+local LISTENERS = 4
 local DEAD_MOST = 10000
 local TOMBSTONE_AFTER_MS = 600 * 1000
 local WORKER_FORGOTTEN_MS = 600 * 1000
@@ -94,11 +96,13 @@ local function settle(P, gone)
     redis.call('XACK', P .. ':jobs:' .. lane, GROUP, unpack(entries))
     redis.call('XDEL', P .. ':jobs:' .. lane, unpack(entries))
   end
-  for inbox, ids in pairs(gone.inboxes) do
-    local key = P .. ':inbox:' .. inbox
-    redis.call('RPUSH', key, unpack(ids))
-    redis.call('LTRIM', key, -INBOX_MOST, -1)
-    redis.call('PEXPIRE', key, INBOX_TTL_MS)
+  for inboxes, ids in pairs(gone.inboxes) do
+    for inbox in string.gmatch(inboxes, '%S+') do
+      local key = P .. ':inbox:' .. inbox
+      redis.call('RPUSH', key, unpack(ids))
+      redis.call('LTRIM', key, -INBOX_MOST, -1)
+      redis.call('PEXPIRE', key, INBOX_TTL_MS)
+    end
   end
   for run, ttl in pairs(gone.runs) do redis.call('PEXPIRE', P .. ':run:' .. run, ttl) end
 end
@@ -124,7 +128,7 @@ end
 -- The one place where a job ends. `result` is a flat list of the reply's fields, `last` one of what else ends its
 -- stream.
 local function conclude(P, gone, id, held, result, last)
-  local ttl = held.reply_ttl_ms or REPLY_TTL_MS
+  local ttl = held.reply_ttl_ms or REPLY_TTL
   redis.call('HSET', held.key, 'finished_ms', gone.at, unpack(result))
   redis.call('PEXPIRE', held.key, ttl)
   gone.leases[#gone.leases + 1] = id

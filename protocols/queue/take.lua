@@ -18,6 +18,15 @@ local function retry_ms(P, jobs)
   return math.floor(math.max(FULL_LEAST_MS, math.min(FULL_MOST_MS, 1000 * jobs / per_s)))
 end
 
+-- Several clients may have submitted one job: the newest `LISTENERS` are woken at its end.
+local function listeners(inboxes, inbox)
+  local names = { inbox }
+  for name in string.gmatch(inboxes or '', '%S+') do
+    if name ~= inbox then table.insert(names, #names, name) end
+  end
+  return table.concat(names, ' ', math.max(1, #names - LISTENERS + 1))
+end
+
 -- args: (id, lane, sha, number of field values, field, value, ...)...
 -- -> for each job the status it has now: `queued` if accepted (or accepted before), else the known job's status,
 --    or why it was not accepted: `conflict`, `full <ms until there may be room>`, `invalid` (its id or lane)
@@ -31,7 +40,7 @@ local function enqueue(keys, args)
   while i <= #args do
     local id, lane, sha, count = args[i], args[i + 1], args[i + 2], tonumber(args[i + 3])
     local key = P .. ':reply:' .. id
-    local known = redis.call('HMGET', key, 'status', 'sha')
+    local known = redis.call('HMGET', key, 'status', 'sha', 'inbox')
     if not well_formed(id) or lane == 'resume' or not LANE[lane] then
       out[#out + 1] = 'invalid'
     elseif known[1] and known[2] ~= sha then
@@ -39,7 +48,7 @@ local function enqueue(keys, args)
     elseif known[1] then
       local fields = map_of(args, i + 4, i + 3 + count)
       if fields.inbox and (known[1] == 'queued' or known[1] == 'running') then
-        redis.call('HSET', key, 'inbox', fields.inbox)
+        redis.call('HSET', key, 'inbox', listeners(known[3], fields.inbox))
       end
       out[#out + 1] = known[1]
     elseif room <= 0 then

@@ -108,12 +108,3 @@ async def test_a_job_keeps_its_hash_its_run_and_its_deadline(broker: Broker, loo
     assert (kept["status"], kept["run"], kept["inbox"]) == ("queued", "r1", "c1")
     assert before_ms + 60_000 <= int(kept["deadline_ms"]) <= look.now_ms() + 60_000
     assert await broker.run_ids("r1") == ["a"]
-
-
-async def test_the_last_client_to_bring_a_job_is_woken(broker: Broker, take: Take) -> None:
-    await broker.enqueue([job("a", inbox="first")])
-    await broker.enqueue([job("a", inbox="restarted")])
-    (lease,) = await take()
-    await broker.finish([ending(lease)])
-    assert await broker.news("restarted", most=9, block_s=1) == ["a"]
-    assert await broker.news("first", most=9, block_s=0.01) == []

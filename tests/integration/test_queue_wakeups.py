@@ -36,6 +36,24 @@ async def test_a_waiting_client_is_woken_by_a_reply(
     await waiting.link.close()
 
 
+async def test_every_client_of_one_job_is_woken(broker: Broker, take: Take) -> None:
+    for client in ("a", "b", "a"):
+        assert await broker.enqueue([job("shared", inbox=client)]) == ["queued"]
+    await broker.finish([ending(lease) for lease in await take()])
+    for client in ("a", "b"):
+        assert await broker.news(client, most=10, block_s=0.01) == ["shared"]
+
+
+async def test_of_many_clients_of_one_job_the_newest_four_are_woken(
+    broker: Broker, take: Take
+) -> None:
+    for client in "abcdef":
+        await broker.enqueue([job("shared", inbox=client)])
+    await broker.finish([ending(lease) for lease in await take()])
+    woken = [await broker.news(client, most=10, block_s=0.01) for client in "abcdef"]
+    assert woken == [[], [], *[["shared"]] * 4]
+
+
 async def test_an_inbox_is_bounded_and_expires(broker: Broker, look: Look, take: Take) -> None:
     inbox = broker.keys.inbox("c")
     for _ in range(101):
