@@ -74,7 +74,7 @@ bench: .venv/.dev ## The figures of docs/performance.md, in benchmarks/results (
 	@$(BENCH)/gateway.py --json $(RESULTS)/gateway.json
 	@$(BENCH)/batch.py --json $(RESULTS)/batch.json
 	@$(BENCH)/torch_engine.py --json $(RESULTS)/torch_engine.json
-	@$(BENCH)/plots.py
+	@$(BENCH)/page.py
 
 format: .venv/.dev ## Put the code into shape
 	@$(BIN)/ruff format .

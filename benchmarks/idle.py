@@ -181,7 +181,7 @@ def compare(options: argparse.Namespace) -> None:
         told = _told(count <= MOST_COMMANDS)
         print(f"one job by {how}, {options.workers} idle workers: {count} commands", end=" ")
         print(f"<= {MOST_COMMANDS}: {told}  {names}")
-    write_down(options.json, options.server, {"cores": cores, "commands": commands})
+    write_down(options.json, options.server, {"busy": cores, "commands": commands})
 
 
 def _told(good: bool) -> str:
