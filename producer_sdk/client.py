@@ -118,6 +118,7 @@ class Client:
     def _reset(self) -> None:
         self._courier: Courier | None = None
         self._starting = threading.Lock()
+        self._pid = os.getpid()
         self._stem = secrets.token_hex(8)
         self._count = itertools.count()
         self._wake = Doorbell().wake
@@ -337,8 +338,12 @@ class Client:
         if courier is None or courier.pid != os.getpid():
             with self._starting:
                 if self._courier is None or self._courier.pid != os.getpid():
-                    if self._courier is not None:
+                    if (
+                        self._pid != os.getpid()
+                    ):  # job ids of its own, and no lock of a thread that is not here
+                        self._pid = os.getpid()
                         self._stem = secrets.token_hex(8)
+                        self._wake = Doorbell().wake
                     settings = self.settings
                     self._courier = Courier(
                         settings.url,

@@ -108,7 +108,7 @@ class Courier:
         """Jobs on their way to the server; whether one was heard to have ended meanwhile."""
         self._arriving: deque[tuple[Job | str, ReplyPromise]] = deque()
         self._woken = False
-        self._closing = False
+        self._closing = self._closed = False
         self._alone_since: float | None = None
         self._collected: list[tuple[str, int]] = []
         self._url = url
@@ -142,7 +142,7 @@ class Courier:
         try:
             self._loop.call_soon_threadsafe(self._pull, feed, batch, again)
         except RuntimeError:  # the client is closed
-            batch.set_result([])
+            self._abandon_pulls()
         return batch
 
     def leave(self, feed: Feed) -> None:
@@ -164,7 +164,12 @@ class Courier:
             else:
                 answer.set_exception(error)
 
-        asyncio.run_coroutine_threadsafe(asked(), self._loop).add_done_callback(told)
+        asking = asked()
+        try:
+            asyncio.run_coroutine_threadsafe(asking, self._loop).add_done_callback(told)
+        except RuntimeError:  # the loop has ended meanwhile
+            asking.close()
+            raise RolloutError(CLOSED) from None
         return answer
 
     def close(self) -> None:
@@ -173,8 +178,6 @@ class Courier:
             self._closing = True
             self._loop.call_soon_threadsafe(self._stopped.set)
             self._thread.join(CLOSE_S)
-            for batch in list(self._pulls):  # what came too late for the thread
-                batch.set_result([])
 
     def _arrive(self, wanted: Job | str) -> ReplyPromise:
         future: ReplyPromise = Promise()
@@ -183,15 +186,30 @@ class Courier:
         self._arriving.append((wanted, future))
         if not self._woken:
             self._woken = True
-            self._loop.call_soon_threadsafe(self._take_in)
+            try:
+                self._loop.call_soon_threadsafe(self._take_in)
+            except RuntimeError:  # the loop has ended meanwhile
+                raise RolloutError(CLOSED) from None
         return future
 
     # in the thread
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._carry())
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._carry())
+        finally:  # the loop has ended: what came too late for it, or what it broke on
+            self._closing = self._closed = True
+            self._take_in()
+            self._fail_all(RolloutError(CLOSED))
+            self._abandon_pulls()
+
+    def _abandon_pulls(self) -> None:
+        """Give nothing to who still waits for entries; in any thread, each once."""
+        while self._pulls:
+            with contextlib.suppress(KeyError):  # another thread was first
+                self._pulls.pop().set_result([])
 
     async def _carry(self) -> None:
         self._stopped = asyncio.Event()
@@ -212,8 +230,10 @@ class Courier:
         ]
         await self._stopped.wait()
         self._take_in()
-        await self._enqueue.close()
         await cancel(*tasks)
+        await self._enqueue.close()
+        # nothing may be awaited in between: what is put into the coalescer now is nobody's any more
+        self._closed = True
         self._fail_all(RolloutError(CLOSED))
         self._followers.close()
         with contextlib.suppress(QueueError, TimeoutError):  # it only saves memory
@@ -226,7 +246,9 @@ class Courier:
         self._woken = False
         while self._arriving:
             wanted, future = self._arriving.popleft()
-            if isinstance(wanted, Job):
+            if self._closed:
+                future.set_exception(RolloutError(CLOSED))
+            elif isinstance(wanted, Job):
                 self._send(wanted, future)
             else:
                 self._expect(wanted, future)
@@ -335,6 +357,7 @@ class Courier:
     async def _following(self) -> None:
         while True:
             await asyncio.sleep(FOLLOW_S)
+            self._take_in()  # Ctrl-C in the middle of a submission may have cost its wake-up
             self._followers.tick()
 
     async def _collecting(self, broker: Broker) -> None:

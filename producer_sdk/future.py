@@ -52,8 +52,12 @@ class Pending(Generic[Value]):
         """Wait in an event loop; cancelling the wait leaves the work alone."""
         if not self._inner.done():
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._inner.add_done_callback(partial(self._wake, waiter))
-            yield from waiter
+            call = partial(self._wake, waiter)
+            self._inner.add_done_callback(call)
+            try:
+                yield from waiter
+            finally:
+                self._inner.forget(call)
         return self._inner.result()
 
 

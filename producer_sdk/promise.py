@@ -6,6 +6,7 @@ they are most of what a client allocates.
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,9 @@ Call = Callable[[], object]
 
 _GIVING = threading.Lock()
 """Held for as long as it takes to see whether an answer is there, or to say that it is."""
+os.register_at_fork(  # a child must not inherit it locked
+    before=_GIVING.acquire, after_in_parent=_GIVING.release, after_in_child=_GIVING.release
+)
 
 log = logging.getLogger("rolloutq.client")
 
@@ -51,9 +55,8 @@ class Promise(Generic[Value]):
         for call in calls:
             try:
                 call(self)
-            except (
-                Exception
-            ):  # a caller's fault is no other waiter's, nor that of the client's thread
+            # a caller's fault is no other waiter's, nor that of the client's thread
+            except Exception:
                 log.exception("a callback of a future failed")
 
     def add_done_callback(self, call: "Callable[[Promise[Value]], object]") -> None:
@@ -72,10 +75,14 @@ class Promise(Generic[Value]):
         call = partial(_set, there)
         self.add_done_callback(call)
         there.wait(timeout)
-        with _GIVING:
-            if calls := self._calls:
-                calls.remove(call)
+        self.forget(call)
         return self.done()
+
+    def forget(self, call: "Callable[[Promise[Value]], object]") -> None:
+        """Do not call it, if it waits to be called."""
+        with _GIVING:
+            if self._calls and call in self._calls:
+                self._calls.remove(call)
 
     def exception(self) -> BaseException | None:
         """Block until it is there; the error, if it is one."""
@@ -126,6 +133,8 @@ class Doorbell:
             if waiters is not None and not loop.is_closed():
                 waiters.append(waiter)
                 return
+            for closed in [one for one in self._waiters if one.is_closed()]:
+                del self._waiters[closed]
             self._waiters[loop] = [waiter]
         if not call_soon(loop, partial(self._open, loop)):
             with self._lock:

@@ -203,7 +203,7 @@ class Broker:
     async def replies(self, job_ids: Sequence[str]) -> list[Reply | JobStatus | None]:
         """For each its terminal reply, its status while it has none, or None where it is unknown."""
         commands = [["HMGET", self.keys.reply(job_id), *REPLY_FIELDS] for job_id in job_ids]
-        answers = await self.link.calls(commands)
+        answers = self._granted(await self.link.calls(commands))
         return [reply_of(job_id, row) for job_id, row in zip(job_ids, answers, strict=True)]
 
     async def collected(self, ends: Sequence[tuple[str, int]]) -> None:
@@ -231,11 +231,15 @@ class Broker:
             ("XRANGE", self.keys.progress(job_id), f"({after}", "+", "COUNT", most)
             for job_id, after in places
         ]
-        answers = await self.link.calls(commands)
+        answers = self._granted(await self.link.calls(commands))
+        return [[entry_of(raw) for raw in rows] for rows in answers]
+
+    def _granted(self, answers: list[Any]) -> list[Any]:
+        """Answers, none of which is a refusal."""
         for answer in answers:
             if isinstance(answer, ResponseError):
                 raise refusal(answer, self.link.address)
-        return [[entry_of(raw) for raw in rows] for rows in answers]
+        return answers
 
     async def protocol(self, job_id: str) -> str | None:
         """The dialect of a job; None where the job is unknown."""

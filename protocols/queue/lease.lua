@@ -98,6 +98,7 @@ local function recall(keys, args)
     if not found[1] then return { 0, 0, {}, 1 } end
     path[#path + 1] = id
     local length, from = string.match(found[1], '^(%d+):()')
+    if not length then return { 0, 0, {}, 1 } end
     path[#path + 1] = string.sub(found[1], 1, from + length - 1)
     id = string.match(found[2], '^%d+ %d+ (.*)$')
   end

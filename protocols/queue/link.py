@@ -42,7 +42,15 @@ FIRST_CONTACT_S = 8.0
 ANSWER_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 _PASSING = (ReadOnlyError, ClusterDownError, TryAgainError)
-_PASSING_CODES = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY ")
+_PASSING_CODES = (
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "NOREPLICAS",
+    "MISCONF",
+    "BUSY ",
+    "UNBLOCKED",
+)
 _OPTIONS = ("db", "username", "password")
 """What may follow a URL's `?`, beside those of TLS."""
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, TimeoutError)
@@ -245,8 +253,9 @@ class Link:
         except BaseException:
             self._drop(wire)
             raise
-        if len(answers) == 1 and isinstance(answers[0], ResponseError):
-            raise answers[0]
+        for answer in answers:  # where one passes all are sent again, as every step may be
+            if isinstance(answer, ResponseError) and (len(answers) == 1 or _passes(answer)):
+                raise answer
         return answers
 
     async def subscribed(self, channels: Sequence[str]) -> AsyncIterator[tuple[str, str]]:

@@ -136,6 +136,34 @@ def test_a_client_works_on_both_sides_of_a_fork(url: str, pool: str) -> None:
     assert len(set(ids)) == 3
 
 
+UNUSED = """
+import os, sys
+from producer_sdk import Client
+client = Client(sys.argv[1], pool=sys.argv[2])
+for child in ("one", "two"):
+    pid = os.fork()
+    if pid == 0:
+        body = {"messages": [{"role": "user", "content": child}]}
+        future = client.submit(body)
+        content = future.result(30).response["choices"][0]["message"]["content"]
+        print(future.job_id, content, flush=True)
+        client.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+
+
+def test_children_of_a_client_that_was_never_used_have_job_ids_of_their_own(
+    url: str, pool: str
+) -> None:
+    lines = run_python(
+        f"import warnings; warnings.simplefilter('ignore')\n{UNUSED}", words=(url, pool)
+    )
+    (first, said), (second, too) = (line.split(" ", 1) for line in lines)
+    assert (said, too) == ("one", "two")
+    assert first != second
+
+
 def test_a_process_that_forgets_to_close_its_client_still_ends(url: str, pool: str) -> None:
     program = """
 import sys

@@ -156,6 +156,13 @@ async def test_a_server_may_hold_an_answer_back_as_long_as_it_is_told_to(
             await waiting
 
 
+async def test_one_refusal_that_passes_is_waited_for_with_all_that_came_with_it() -> None:
+    busy = b"-BUSY Redis is busy running a script.\r\n"
+    async with linked(b":1\r\n", busy, b":3\r\n", b":4\r\n") as (server, link):
+        assert await link.calls([["A"], ["B"]]) == [3, 4]
+        assert server.requests == ["A", "B", "A", "B"]
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -165,6 +172,7 @@ async def test_a_server_may_hold_an_answer_back_as_long_as_it_is_told_to(
         b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
         b"-CLUSTERDOWN The cluster is down\r\n",
         b"-BUSY Redis is busy running a script.\r\n",
+        b"-UNBLOCKED force unblock from blocking operation, instance state changed\r\n",
     ],
     ids=lambda refusal: refusal[1:8].decode(),
 )

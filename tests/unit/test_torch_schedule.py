@@ -112,15 +112,17 @@ def resumed(*kept: int, most: int = 20, ended: tuple[int, ...] = ()) -> Request:
     )
 
 
-def test_a_row_with_kept_tokens_is_behind_until_only_the_last_is_not_forwarded() -> None:
+def test_a_row_with_kept_tokens_is_drawn_from_once_a_token_of_its_own_came() -> None:
     fresh, one, three = resumed(0, 1, 3).samples
-    assert [(len(s.token_ids), s.forwarded_tokens, s.behind) for s in (fresh, one, three)] == [
+    assert [(len(s.token_ids), s.forwarded_tokens, s.drawn_from) for s in (fresh, one, three)] == [
         (10, 10, False),
         (11, 10, False),
-        (13, 10, True),
+        (13, 10, False),
     ]
     assert three.forward(2) == [5, 5]
-    assert (three.forwarded_tokens, three.behind) == (12, False)
+    assert (three.forwarded_tokens, three.drawn_from) == (12, False)
+    three.draws.tokens += 1
+    assert three.drawn_from
     assert {s.reserved_tokens for s in (fresh, one, three)} == {30}
 
 

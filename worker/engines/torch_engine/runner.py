@@ -99,7 +99,7 @@ class Runner:
 
     def _retire(self) -> None:
         for row, sample in enumerate(self._schedule.rows):
-            if sample.ended and sample.behind:
+            if sample.ended and not sample.drawn_from:
                 # nothing was drawn from it, so nobody looked whether it is finite
                 self._clear(row)
             elif sample.ended:

@@ -46,9 +46,9 @@ class Sample:
         return len(self.token_ids) - self.forwarded_tokens
 
     @property
-    def behind(self) -> bool:
-        """Whether a step does not bring its row to where a token is drawn."""
-        return self.unforwarded_tokens > 1
+    def drawn_from(self) -> bool:
+        """Whether a token was drawn from its row, so that all that the row holds was seen to be finite."""
+        return self.draws.tokens > len(self.draws.kept)
 
     @property
     def finish_reason(self) -> FinishReason | None:
