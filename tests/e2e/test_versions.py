@@ -102,7 +102,8 @@ def test_every_token_bears_the_version_that_drew_it(
     before = state_of(ask(client, 24).result(ANSWER_S))
     _refuse_what_is_wrong(look, trained.files[11], tmp_path)
     again = state_of(ask(client, 24).result(ANSWER_S))
-    assert (again.response_ids, again.logprobs) == (before.response_ids, before.logprobs)
+    assert again.response_ids == before.response_ids
+    assert farthest(again.logprobs, before.logprobs) <= TOLERATED
     _update_by_the_flow(look, worker, trained.files[11])
     after = state_of(ask(client, 24).result(ANSWER_S))
     assert (before.policy_versions, after.policy_versions) == (((0, 0),), ((11, 0),))
