@@ -186,6 +186,7 @@ class Journal:
         """Mark what is done, and cut off what is torn; the size of the rest."""
         path = self.files.rows
         if not path.exists():
+            _check_whole(self.files, self.manifest.progress, 0)
             return 0
         end = 0
         with path.open("rb+", buffering=READ_BYTES) as file:
@@ -198,12 +199,7 @@ class Journal:
                     )
                 self._count(number, merged([seen_in(line) for line in group]))
                 end += size_bytes
-            if end < self.manifest.progress.output_bytes:
-                raise ConfigError(
-                    f"{path}: {self.manifest.progress.output_bytes} bytes were written, and only {end} can be "
-                    "read; bring the file back, or begin anew with --force",
-                    param="output",
-                )
+            _check_whole(self.files, self.manifest.progress, end)
             file.truncate(end)
         return end
 
@@ -267,6 +263,7 @@ def opened(
     else:
         _compare(files, manifest, surveyed, parameters)
     if retry_errors:
+        _check_whole(files, manifest.progress, _readable_bytes(files.rows))
         manifest = replace(manifest, round=manifest.round + 1, progress=Progress())
         save(files.manifest, manifest)
         _drop_failed(files.rows)
@@ -280,7 +277,7 @@ def _compare(files: Files, manifest: Manifest, surveyed: Survey, parameters: Par
             f"{surveyed.size_bytes} now): choose another -o, or drop the old output with --force",
             param="input",
         )
-    if manifest.parameters != parameters:
+    if _told(manifest.parameters) != _told(parameters):
         raise ConfigError(
             f"{files.output} was begun with other parameters ({_told(manifest.parameters)}): use them, choose "
             "another -o, or drop the old output with --force",
@@ -289,7 +286,25 @@ def _compare(files: Files, manifest: Manifest, surveyed: Survey, parameters: Par
 
 
 def _told(parameters: Parameters) -> str:
-    return msgspec.json.encode(parameters).decode()
+    """In words, without the spaces that Raw values have: the manifest is kept with others."""
+    return msgspec.json.format(msgspec.json.encode(parameters), indent=-1).decode()
+
+
+def _check_whole(files: Files, progress: Progress, readable_bytes: int) -> None:
+    """Raises ConfigError where the output has lost what was on disk."""
+    if readable_bytes < progress.output_bytes:
+        raise ConfigError(
+            f"{files.rows}: {progress.output_bytes} bytes were written, and only {readable_bytes} can be read; "
+            "bring it back, or begin anew with --force",
+            param="output",
+        )
+
+
+def _readable_bytes(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb", buffering=READ_BYTES) as file:
+        return sum(size_bytes for _, size_bytes, _ in groups_of(file))
 
 
 def _drop_failed(path: Path) -> None:

@@ -309,6 +309,39 @@ def test_an_output_that_lost_lines_is_refused(
     assert "can be read" in refused.err
 
 
+@pytest.mark.parametrize("words", [(), ("--retry-errors",)])
+@pytest.mark.parametrize("kept_lines", [None, 5])
+def test_an_output_that_lost_answers_is_left_as_it_is(
+    rolloutq: Rolloutq,
+    look: Look,
+    source: Path,
+    output: Path,
+    words: tuple[str, ...],
+    kept_lines: int | None,
+) -> None:
+    assert ran(rolloutq, source, output).code == GOOD
+    if kept_lines is None:
+        output.unlink()
+    else:  # a line that cannot be read, and good ones behind it
+        lines = output.read_bytes().splitlines(keepends=True)
+        output.write_bytes(b"".join([*lines[:kept_lines], b"?\n", *lines[kept_lines + 1 :]]))
+    before, jobs = output.exists() and output.read_bytes(), look.job_ids()
+    refused = ran(rolloutq, source, output, *words)
+    assert refused.code == USAGE
+    assert "bring it back" in refused.err
+    assert (output.exists() and output.read_bytes()) == before
+    assert look.job_ids() == jobs
+    assert ran(rolloutq, source, output, "--force").code == GOOD
+
+
+def test_parameters_that_are_lists_or_objects_are_the_same_on_resume(
+    rolloutq: Rolloutq, source: Path, output: Path
+) -> None:
+    words = ("--params", '{"stop": ["zz", "yy"], "logit_bias": {}}')
+    assert ran(rolloutq, source, output, *words, "--limit", "4").code == GOOD
+    assert ran(rolloutq, source, output, *words).code == GOOD
+
+
 def test_a_row_whose_collected_reply_was_lost_is_done_anew(
     rolloutq: Rolloutq, look: Look, source: Path, output: Path
 ) -> None:
