@@ -170,7 +170,7 @@ class Journal:
             errors.unlink(missing_ok=True)
             return
         with replacing(errors) as file:
-            for number, line in lines_of(self.files.input):
+            for number, line in lines_of(self.files.input, len(states)):
                 if states[number] in (FAILED, INVALID):
                     file.write(line if line.endswith(b"\n") else line + b"\n")
 

@@ -22,7 +22,7 @@ from producer_sdk.client import Client
 from producer_sdk.fleet import Fleet
 from producer_sdk.future import Future, Pending
 from protocols.dialects import error_body
-from protocols.errors import JobError, RequestError, RolloutError
+from protocols.errors import ConfigError, JobError, RequestError, RolloutError
 from protocols.job import Reply
 
 JOBS_PER_SLOT = 4
@@ -135,8 +135,8 @@ class Runner:
     def run(self) -> bool:
         """Until all rows are done, or somebody wishes otherwise; whether all are.
 
-        Raises QueueError where the server does not answer or no worker lives. Whatever happens, what has come is
-        written.
+        Raises QueueError where the server does not answer or no worker lives, ConfigError where the input has lost
+        rows meanwhile. Whatever happens, what has come is written.
         """
         if not self._journal.waiting:
             return True
@@ -144,7 +144,12 @@ class Runner:
             self._fleet = self._client.fleet().result()
             self._tick()
             while self._order.wish == Wish.RUN and self._journal.waiting:
-                self._pass()
+                if not self._pass():
+                    raise ConfigError(
+                        f"{self._journal.files.input} has changed since it was checked: {self._journal.waiting} "
+                        "rows are gone; bring them back, and run it again",
+                        param="input",
+                    )
             self._leave()
         finally:
             self._block()
@@ -153,15 +158,14 @@ class Runner:
                     question.exception(GOODBYE_S)
         return not self._journal.waiting
 
-    def _pass(self) -> None:
-        """Send every row that waits, and take in what comes, until none is in flight."""
-        states = self._journal.states
-        for number, line in lines_of(self._journal.files.input):
-            if number >= len(states):  # the file has grown since it was looked at
-                break
+    def _pass(self) -> int:
+        """Send every row that waits, and take in what comes, until none is in flight; how many were sent."""
+        states, sent = self._journal.states, 0
+        for number, line in lines_of(self._journal.files.input, len(states)):
             if states[number] != WAITING:
                 continue
             self._send(number, line)
+            sent += 1
             self._take_in(
                 0, most=1
             )  # one for one, so that workers have work while many replies wait here
@@ -171,6 +175,7 @@ class Runner:
                 break
         while self._flights and self._order.wish <= Wish.DRAIN:
             self._take_in(POLL_S)
+        return sent
 
     def _leave(self) -> None:
         """What is still in flight goes on, unless somebody wants it cancelled."""

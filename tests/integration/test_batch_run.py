@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from producer_sdk import Client
+from producer_sdk.batch.runner import Order
 from producer_sdk.batch.survey import Problem, survey
+from producer_sdk.batch.work import Summary, Task, work
 from producer_sdk.cli import FAILED, GOOD, UNREACHABLE, USAGE
+from protocols.errors import ConfigError
 from tests.batch_files import answers, read_lines, scripted_row, write_lines
 from tests.command import Ran, Rolloutq
 from tests.job_body import chat, claude
@@ -371,6 +374,32 @@ def test_another_input_or_other_parameters_are_refused_unless_forced(
     assert len(answers(output)) == 10
     assert ran(rolloutq, source, output, "--force").code == GOOD
     assert len(answers(output)) == 3
+
+
+@pytest.mark.parametrize("lines", [5, 15])
+def test_an_input_that_changes_while_it_is_done_ends_the_run_or_changes_nothing(
+    tmp_path: Path, output: Path, url: str, pool: str, lines: int
+) -> None:
+    rows = [b"{", *map(scripted_row, range(9))]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+
+    def change(problem: str) -> None:  # between the check and the first row
+        write_lines(source, [*rows, *map(scripted_row, range(9, 14))][:lines])
+
+    def go() -> Summary:
+        task = Task(str(source), str(output), skip_invalid=True)
+        order = Order()
+        return work(
+            task, url, pool, no_worker_s=5.0, order=order, watch=lambda _: None, say=change
+        )
+
+    if lines < len(rows):
+        with pytest.raises(ConfigError, match="has changed since it was checked: 5 rows"):
+            go()
+    else:
+        assert go().done == 9
+    assert len(answers(output)) == min(lines, len(rows)) - 1
+    assert output.with_suffix(".errors.jsonl").read_bytes() == b"{\n"
 
 
 def test_a_file_that_is_no_batch_of_ours_is_not_written_over(
