@@ -49,13 +49,14 @@ class Files(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, input: Path, output: Path) -> "Files":
         """Those beside the output; raises ConfigError where the input is one of them."""
+        name = output.stem if output.suffix in (".jsonl", ".parquet") else output.name
         made = cls(
             input,
             output,
-            output.with_suffix(".rows.jsonl") if output.suffix == ".parquet" else output,
-            output.with_suffix(".errors.jsonl"),
-            output.with_suffix(".manifest.json"),
-            output.with_name(f".{output.name}.lock"),
+            output.with_name(f"{name}.rows.jsonl") if output.suffix == ".parquet" else output,
+            output.with_name(f"{name}.errors.jsonl"),
+            output.with_name(f"{name}.manifest.json"),
+            output.with_name(f".{name}.lock"),
         )
         if input.resolve() in [path.resolve() for path in (output, made.rows, made.errors)]:
             raise ConfigError(
@@ -244,7 +245,7 @@ def opened(
 ) -> Journal:
     """Begin a batch, or go on with the one that is there.
 
-    Raises ConfigError where input or parameters are others than it was begun with, unless `force` begins anew.
+    Raises ConfigError where input, output or parameters are others than it was begun with, unless `force` begins anew.
     """
     if force:
         for path in (files.manifest, files.rows, files.output, files.errors):
@@ -258,7 +259,8 @@ def opened(
                 param="output",
             )
         told = Input(files.input.name, surveyed.size_bytes, surveyed.sha256)
-        manifest = Manifest(f"b{secrets.token_hex(6)}", told, parameters)
+        batch = f"b{secrets.token_hex(6)}"
+        manifest = Manifest(batch, told, files.output.name, parameters)
         save(files.manifest, manifest)
     else:
         _compare(files, manifest, surveyed, parameters)
@@ -271,6 +273,11 @@ def opened(
 
 
 def _compare(files: Files, manifest: Manifest, surveyed: Survey, parameters: Parameters) -> None:
+    if manifest.output != files.output.name:
+        raise ConfigError(
+            f"{files.manifest} is that of the batch whose output is {manifest.output}: choose another -o",
+            param="output",
+        )
     if manifest.input.sha256 != surveyed.sha256:
         raise ConfigError(
             f"{files.input} is not what {files.output} was begun with ({manifest.input.size_bytes} bytes then, "

@@ -1,7 +1,7 @@
 """One run of a batch from its first look at the input to its last step, wherever it runs."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ from producer_sdk.batch.runner import Look, Order, Runner
 from producer_sdk.batch.survey import Problem, Survey, survey
 from producer_sdk.batch.tally import Lengths
 from producer_sdk.client import Client
-from protocols.errors import InvalidRequest
+from protocols.errors import InvalidRequest, RolloutError
 
 SHOWN_PROBLEMS = 20
 
@@ -91,12 +91,12 @@ def work(
     """Do a batch, or go on with it, until it is done or somebody wishes otherwise.
 
     Raises ConfigError and InvalidRequest before anything is sent, QueueError where the server does not answer or no
-    worker has lived for `no_worker_s`.
+    worker has lived for `no_worker_s`, RolloutError where a file cannot be written.
     """
     parameters = task.parameters
     rows = Rows(protocol=parameters.protocol, params=parameters.params)
     files = Files.of(Path(task.input), Path(task.output))
-    with locked(files):
+    with _files_told(files), locked(files):
         surveyed = _good(task, rows, say)
         journal = opened(
             files, surveyed, parameters, force=task.force, retry_errors=task.retry_errors
@@ -107,6 +107,15 @@ def work(
         if done:
             finish(journal, ordered=task.ordered)
     return Summary.of(journal)
+
+
+@contextlib.contextmanager
+def _files_told(files: Files) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        path = error.filename2 or error.filename or files.output
+        raise RolloutError(f"{path}: {error.strerror}; mend that, and run it again") from error
 
 
 def _good(task: Task, rows: Rows, say: Callable[[str], None]) -> Survey:

@@ -389,9 +389,7 @@ def test_an_input_that_changes_while_it_is_done_ends_the_run_or_changes_nothing(
     def go() -> Summary:
         task = Task(str(source), str(output), skip_invalid=True)
         order = Order()
-        return work(
-            task, url, pool, no_worker_s=5.0, order=order, watch=lambda _: None, say=change
-        )
+        return work(task, url, pool, no_worker_s=5.0, order=order, watch=lambda _: None, say=change)
 
     if lines < len(rows):
         with pytest.raises(ConfigError, match="has changed since it was checked: 5 rows"):
@@ -431,6 +429,39 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     assert "make room" in full.err
     assert ran(rolloutq, source, output).code == GOOD
     assert answers(output) == {f"row-{n}": f"answer {n:09d}" for n in range(10)}
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_half_done(
+    rolloutq: Rolloutq, tmp_path: Path, output: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [scripted_row(0, fail="error")])
+    errors = output.with_suffix(".errors.jsonl")
+    errors.mkdir()
+    ended = ran(rolloutq, source, output)
+    assert ended.code == FAILED
+    assert f"{errors}: Is a directory" in ended.err
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_link_in_the_place_of_a_new_file_is_not_followed(
+    rolloutq: Rolloutq, source: Path, output: Path
+) -> None:
+    mine = source.with_name("mine")
+    mine.write_text("my notes")
+    output.with_name("out.manifest.json.new").symlink_to(mine)
+    assert ran(rolloutq, source, output).code == GOOD
+    assert mine.read_text() == "my notes"
+
+
+def test_outputs_with_dots_in_their_names_are_batches_of_their_own(
+    rolloutq: Rolloutq, source: Path
+) -> None:
+    outputs = [source.with_name(name) for name in ("a-t0.7", "a-t0.9", "a-t0.9.jsonl")]
+    assert [ran(rolloutq, source, output).code for output in outputs] == [GOOD, GOOD, USAGE]
+    manifests = [json.loads(path.read_bytes()) for path in source.parent.glob("*.manifest.json")]
+    assert {told["output"] for told in manifests} == {"a-t0.7", "a-t0.9"}
+    refused = ran(rolloutq, source, outputs[2])
+    assert "whose output is a-t0.9:" in refused.err
 
 
 def test_a_batch_never_writes_over_its_input(rolloutq: Rolloutq, source: Path) -> None:
