@@ -23,7 +23,7 @@ from producer_sdk.fleet import Fleet
 from producer_sdk.future import Future, Pending
 from protocols.dialects import error_body
 from protocols.errors import ConfigError, JobError, RequestError, RolloutError
-from protocols.job import Reply
+from protocols.job import JobStatus, Reply
 
 JOBS_PER_SLOT = 4
 FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 16, 8192
@@ -125,6 +125,8 @@ class Runner:
         """The newest to the server beside the jobs; those before it have been answered, for they are in order."""
         self._gone: dict[int, int] = {}
         """Lines whose replies were collected and are not in the output: how many ids they have used up."""
+        self._cancelled = False
+        """Whether a row was, as somebody wished."""
         self._blocked_s = self._looked_s = self._asked_s = time.monotonic()
         self._paces: deque[tuple[float, int, int]] = deque()
         """Time, tokens and rows, over the last `PACE_S`."""
@@ -133,7 +135,7 @@ class Runner:
         self._round = f".{journal.manifest.round}" if journal.manifest.round else ""
 
     def run(self) -> bool:
-        """Until all rows are done, or somebody wishes otherwise; whether all are.
+        """Until all rows are done, or somebody wishes otherwise; whether all are, and none was cancelled.
 
         Raises QueueError where the server does not answer or no worker lives, ConfigError where the input has lost
         rows meanwhile. Whatever happens, what has come is written.
@@ -156,7 +158,7 @@ class Runner:
             for question in self._questions:  # closing would cut them off
                 with contextlib.suppress(RolloutError):
                     question.exception(GOODBYE_S)
-        return not self._journal.waiting
+        return not self._journal.waiting and not self._cancelled
 
     def _pass(self) -> int:
         """Send every row that waits, and take in what comes, until none is in flight; how many were sent."""
@@ -240,6 +242,8 @@ class Runner:
             lines = rollout_lines(row_id, flight.row.custom_id, reply)
         else:
             lines = answer_line(row_id, flight.row.custom_id, flight.row.protocol, reply)
+        if reply.status is JobStatus.CANCELLED and self._order.wish == Wish.CANCEL:
+            self._cancelled = True
         self._journal.add(flight.number, lines, seen_in_reply(reply))
         self._kept.append(reply)
         if self._journal.unsaved_bytes >= BLOCK_BYTES:

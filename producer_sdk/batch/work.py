@@ -51,6 +51,8 @@ class Summary(msgspec.Struct, frozen=True):
     response_tokens: int
     finish_reasons: dict[str, int]
     lengths: Lengths
+    interrupted: bool = False
+    """Whether the run that told this left rows waiting, or cancelled some."""
 
     @property
     def good(self) -> bool:
@@ -58,7 +60,7 @@ class Summary(msgspec.Struct, frozen=True):
         return self.done == self.rows
 
     @classmethod
-    def of(cls, journal: Journal) -> "Summary":
+    def of(cls, journal: Journal, *, interrupted: bool) -> "Summary":
         """Of what is written."""
         tally = journal.tally
         return cls(
@@ -75,6 +77,7 @@ class Summary(msgspec.Struct, frozen=True):
             response_tokens=tally.response_tokens,
             finish_reasons=dict(tally.reasons),
             lengths=tally.lengths(),
+            interrupted=interrupted,
         )
 
 
@@ -106,7 +109,7 @@ def work(
             done = Runner(client, journal, rows, order=order, watch=watch).run()
         if done:
             finish(journal, ordered=task.ordered)
-    return Summary.of(journal)
+    return Summary.of(journal, interrupted=not done)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import resource
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,20 @@ def test_exit_codes_tell_who_is_at_fault(
     rolloutq: Rolloutq, source: Path, output: Path, words: tuple[str, ...], code: int
 ) -> None:
     assert ran(rolloutq, source, output, *words).code == code
+
+
+def test_the_command_that_goes_on_can_be_pasted_and_has_no_password(
+    rolloutq: Rolloutq, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["batch", "run", str(source), "-o", str(source.with_name("my answers"))]
+    words += ["--params", '{"stop": ["a b"]}', "--url"]
+    url = "redis://anna:s3cret@127.0.0.1:1/0?password=s3cret"
+    monkeypatch.setattr("sys.argv", ["rolloutq", *words, url, "--force"])
+    ended = rolloutq(*words, url)
+    assert ended.code == UNREACHABLE
+    assert "s3cret" not in ended.err
+    told = ended.err.split("goes on from here: ")[1].splitlines()[0]
+    assert shlex.split(told) == ["rolloutq", *words, "redis://127.0.0.1:1/0?password="]
 
 
 def test_a_missing_file_or_output_is_bad_usage(rolloutq: Rolloutq, source: Path) -> None:
