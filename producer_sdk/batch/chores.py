@@ -86,9 +86,7 @@ class Chores:
             await asyncio.wait([running])
         finally:
             order.at_least(Wish.DETACH)
-            while (
-                not running.done()
-            ):  # cancelled, maybe not for the last time; the first passes at the end
+            while not running.done():  # cancelled, maybe once more: the first passes at the end
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([running])
             keeping.cancel()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from producer_sdk.batch.answer import Seen, Written, seen_in, written
 from producer_sdk.batch.manifest import (
@@ -58,7 +58,7 @@ class Files(msgspec.Struct, frozen=True):
             output.with_name(f"{name}.manifest.json"),
             output.with_name(f".{name}.lock"),
         )
-        if input.resolve() in [path.resolve() for path in (output, made.rows, made.errors)]:
+        if input.resolve() in [path.resolve() for path in astuple(made)[1:]]:
             raise ConfigError(
                 f"{input}: the batch would write over it; choose another -o", param="output"
             )

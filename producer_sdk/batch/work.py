@@ -116,6 +116,8 @@ def work(
 def _files_told(files: Files) -> Generator[None]:
     try:
         yield
+    except RolloutError:  # one of them is a TimeoutError, and so an OSError
+        raise
     except OSError as error:
         path = error.filename2 or error.filename or files.output
         raise RolloutError(f"{path}: {error.strerror}; mend that, and run it again") from error

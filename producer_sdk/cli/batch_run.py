@@ -83,7 +83,8 @@ def _worked(task: Task, where: Where, no_worker_s: float) -> Summary:
             screen.say(GOES_ON + _command())
             raise
         if summary.interrupted:
-            screen.say(GOES_ON + _command(retry_errors="cancelled" in summary.failures))
+            cancelled = order.wish == Wish.CANCEL and "cancelled" in summary.failures
+            screen.say(GOES_ON + _command(retry_errors=cancelled))
         return summary
 
 
