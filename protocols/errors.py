@@ -49,7 +49,7 @@ secret, a path or a traceback. Every error can be pickled.
 import re
 from typing import ClassVar
 
-_LOGIN = re.compile(r"(?<=//)[^/\s]*@")
+_LOGIN = re.compile(r"(?<=//)[^/\s]*@|(?<=[?&]username=)[^&\s]*|(?<=[?&]password=)[^&\s]*")
 
 
 def without_login(text: str) -> str:

@@ -155,7 +155,7 @@ def seen_in_reply(reply: Reply) -> Seen:
 def seen_in(line: Written) -> Seen:
     """What a line adds that was written before."""
     if line.status is not None:
-        if line.status != "completed":
+        if line.error is not None or line.status != "completed":
             return Seen(line.error.code if line.error else line.status)
         prompt_tokens = 0 if line.index else len(line.prompt_ids)
         return Seen(None, prompt_tokens, len(line.response_ids), (line.finish_reason or "",))

@@ -9,16 +9,20 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
-from producer_sdk.batch.journal import BatchHeld
-from producer_sdk.batch.registry import Batch, Registry
+from producer_sdk.batch.journal import BatchHeld, Files
+from producer_sdk.batch.registry import OWNER_S, Batch, Registry
 from producer_sdk.batch.runner import Look, Order, Wish
 from producer_sdk.batch.work import Summary, work
 from protocols.errors import ConfigError, QueueError, RolloutError
@@ -41,6 +45,7 @@ class Chores:
         self._batches, self._keep_s = batches, keep_s
         self._at: set[str] = set()
         """Batches that are under way here."""
+        self._threads = ThreadPoolExecutor(batches, thread_name_prefix="batch")
         self._owner = f"{socket.gethostname()}-{os.getpid()}"
         self._link = Link(url, name=f"batch:{self._owner}")
         self._registry = Registry(Broker(self._link, pool))
@@ -49,7 +54,8 @@ class Chores:
         """Take up what nobody is at."""
         for batch in await self._registry.all():
             if not batch.ended and batch.owner is None:
-                name = f"{self._pool}:{batch.id}:{batch.attempts}"
+                # new every 15 s: arq knows the job of a worker that died before its attempt counted until its time-out
+                name = f"{self._pool}:{batch.id}:{batch.attempts}:{int(time.time()) // OWNER_S}"
                 await context["redis"].enqueue_job("run", batch.id, _job_id=name)
 
     async def sweep(self, context: Context) -> None:
@@ -73,22 +79,24 @@ class Chores:
     async def _own(self, batch: Batch, owner: str) -> None:
         log.info("batch %s: at it, for the %d. time", batch.id, batch.attempts + 1)
         order, looks = Order(), Looks()
-        running = asyncio.create_task(asyncio.to_thread(self._work, batch, order, looks))
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._threads, self._work, batch, order, looks)
         keeping = asyncio.create_task(self._keep(batch.id, owner, order, looks))
         try:
             await asyncio.wait([running])
-        except asyncio.CancelledError:
-            order.at_least(Wish.DETACH)
-            await asyncio.wait([running])
-            raise
         finally:
+            order.at_least(Wish.DETACH)
+            while not running.done():  # cancelled, maybe once more: the first passes at the end
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
             keeping.cancel()
             await asyncio.wait([keeping])
             await self._tell(batch.id, owner, order, running)
 
     def _work(self, batch: Batch, order: Order, looks: "Looks") -> Summary:
-        for path in (batch.task.input, batch.task.output):
-            if not Path(path).resolve().is_relative_to(self._folder):
+        files = Files.of(Path(batch.task.input), Path(batch.task.output))
+        for path in astuple(files):
+            if not path.resolve().is_relative_to(self._folder):
                 raise ConfigError(
                     f"{path}: this batch worker reads and writes below its --dir alone"
                 )
@@ -115,17 +123,17 @@ class Chores:
             await asyncio.sleep(KEEP_S)
 
     async def _tell(
-        self, batch_id: str, owner: str, order: Order, running: "asyncio.Task[Summary]"
+        self, batch_id: str, owner: str, order: Order, running: "asyncio.Future[Summary]"
     ) -> None:
         """Say what came of it."""
         match running.exception():
             case None:
                 summary = running.result()
-                if summary.waiting and order.wish != Wish.CANCEL:
+                if summary.interrupted and order.wish != Wish.CANCEL:
                     log.warning("batch %s: left, for this worker leaves", batch_id)
                     await self._registry.leave(batch_id, owner)
                     return
-                state = "cancelled" if summary.waiting else "done"
+                state = "cancelled" if summary.interrupted else "done"
                 log.info("batch %s: %s", batch_id, state)
                 await self._registry.end(batch_id, owner, state, summary)
             case RolloutError() as error if not isinstance(error, QueueError | BatchHeld):
@@ -163,7 +171,7 @@ def serve(url: str, pool: str, folder: Path, *, batches: int, keep_s: float) -> 
         ) from None
     chores = Chores(url, pool, folder, batches=batches, keep_s=keep_s)
     every = set(range(0, 60, LOOK_S))
-    worker.Worker(
+    served = worker.Worker(
         [arq.func(chores.run, name="run", timeout=LONGEST_S, keep_result=0, max_tries=1)],
         cron_jobs=[
             arq.cron(chores.look, second=every, run_at_startup=True, name="look"),
@@ -174,4 +182,13 @@ def serve(url: str, pool: str, folder: Path, *, batches: int, keep_s: float) -> 
         max_jobs=batches + 2,
         job_serializer=msgspec.msgpack.encode,  # arq's own would be pickle
         job_deserializer=msgspec.msgpack.decode,
-    ).run()
+    )
+    served.on_stop = _hear_no_more
+    served.run()
+
+
+def _hear_no_more(number: int) -> None:
+    """Leaving takes some seconds; on a second signal arq would end before its jobs have."""
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, lambda: None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from producer_sdk.batch.answer import Seen, Written, seen_in, written
 from producer_sdk.batch.manifest import (
@@ -49,15 +49,16 @@ class Files(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, input: Path, output: Path) -> "Files":
         """Those beside the output; raises ConfigError where the input is one of them."""
+        name = output.stem if output.suffix in (".jsonl", ".parquet") else output.name
         made = cls(
             input,
             output,
-            output.with_suffix(".rows.jsonl") if output.suffix == ".parquet" else output,
-            output.with_suffix(".errors.jsonl"),
-            output.with_suffix(".manifest.json"),
-            output.with_name(f".{output.name}.lock"),
+            output.with_name(f"{name}.rows.jsonl") if output.suffix == ".parquet" else output,
+            output.with_name(f"{name}.errors.jsonl"),
+            output.with_name(f"{name}.manifest.json"),
+            output.with_name(f".{name}.lock"),
         )
-        if input.resolve() in [path.resolve() for path in (output, made.rows, made.errors)]:
+        if input.resolve() in [path.resolve() for path in astuple(made)[1:]]:
             raise ConfigError(
                 f"{input}: the batch would write over it; choose another -o", param="output"
             )
@@ -170,7 +171,7 @@ class Journal:
             errors.unlink(missing_ok=True)
             return
         with replacing(errors) as file:
-            for number, line in lines_of(self.files.input):
+            for number, line in lines_of(self.files.input, len(states)):
                 if states[number] in (FAILED, INVALID):
                     file.write(line if line.endswith(b"\n") else line + b"\n")
 
@@ -186,6 +187,7 @@ class Journal:
         """Mark what is done, and cut off what is torn; the size of the rest."""
         path = self.files.rows
         if not path.exists():
+            _check_whole(self.files, self.manifest.progress, 0)
             return 0
         end = 0
         with path.open("rb+", buffering=READ_BYTES) as file:
@@ -198,12 +200,7 @@ class Journal:
                     )
                 self._count(number, merged([seen_in(line) for line in group]))
                 end += size_bytes
-            if end < self.manifest.progress.output_bytes:
-                raise ConfigError(
-                    f"{path}: {self.manifest.progress.output_bytes} bytes were written, and only {end} can be "
-                    "read; bring the file back, or begin anew with --force",
-                    param="output",
-                )
+            _check_whole(self.files, self.manifest.progress, end)
             file.truncate(end)
         return end
 
@@ -248,7 +245,7 @@ def opened(
 ) -> Journal:
     """Begin a batch, or go on with the one that is there.
 
-    Raises ConfigError where input or parameters are others than it was begun with, unless `force` begins anew.
+    Raises ConfigError where input, output or parameters are others than it was begun with, unless `force` begins anew.
     """
     if force:
         for path in (files.manifest, files.rows, files.output, files.errors):
@@ -262,11 +259,13 @@ def opened(
                 param="output",
             )
         told = Input(files.input.name, surveyed.size_bytes, surveyed.sha256)
-        manifest = Manifest(f"b{secrets.token_hex(6)}", told, parameters)
+        batch = f"b{secrets.token_hex(6)}"
+        manifest = Manifest(batch, told, files.output.name, parameters)
         save(files.manifest, manifest)
     else:
         _compare(files, manifest, surveyed, parameters)
     if retry_errors:
+        _check_whole(files, manifest.progress, _readable_bytes(files.rows))
         manifest = replace(manifest, round=manifest.round + 1, progress=Progress())
         save(files.manifest, manifest)
         _drop_failed(files.rows)
@@ -274,13 +273,18 @@ def opened(
 
 
 def _compare(files: Files, manifest: Manifest, surveyed: Survey, parameters: Parameters) -> None:
+    if manifest.output != files.output.name:
+        raise ConfigError(
+            f"{files.manifest} is that of the batch whose output is {manifest.output}: choose another -o",
+            param="output",
+        )
     if manifest.input.sha256 != surveyed.sha256:
         raise ConfigError(
             f"{files.input} is not what {files.output} was begun with ({manifest.input.size_bytes} bytes then, "
             f"{surveyed.size_bytes} now): choose another -o, or drop the old output with --force",
             param="input",
         )
-    if manifest.parameters != parameters:
+    if _told(manifest.parameters) != _told(parameters):
         raise ConfigError(
             f"{files.output} was begun with other parameters ({_told(manifest.parameters)}): use them, choose "
             "another -o, or drop the old output with --force",
@@ -289,7 +293,25 @@ def _compare(files: Files, manifest: Manifest, surveyed: Survey, parameters: Par
 
 
 def _told(parameters: Parameters) -> str:
-    return msgspec.json.encode(parameters).decode()
+    """In words, without the spaces that Raw values have: the manifest is kept with others."""
+    return msgspec.json.format(msgspec.json.encode(parameters), indent=-1).decode()
+
+
+def _check_whole(files: Files, progress: Progress, readable_bytes: int) -> None:
+    """Raises ConfigError where the output has lost what was on disk."""
+    if readable_bytes < progress.output_bytes:
+        raise ConfigError(
+            f"{files.rows}: {progress.output_bytes} bytes were written, and only {readable_bytes} can be read; "
+            "bring it back, or begin anew with --force",
+            param="output",
+        )
+
+
+def _readable_bytes(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb", buffering=READ_BYTES) as file:
+        return sum(size_bytes for _, size_bytes, _ in groups_of(file))
 
 
 def _drop_failed(path: Path) -> None:

@@ -48,6 +48,8 @@ class Manifest(msgspec.Struct, frozen=True):
     batch: str
     """Its id; the job of a line is `<batch>-<line>`."""
     input: Input
+    output: str
+    """The name of its file."""
     parameters: Parameters
     round: int = 0
     """How often failed rows were taken up again."""
@@ -82,11 +84,16 @@ def save(path: Path, manifest: Manifest) -> None:
 def replacing(path: Path) -> Generator[IO[bytes]]:
     """A file that takes the place of another at the end of the block: after a crash there is the old one or the new."""
     fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb", buffering=READ_BYTES) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    fresh.unlink(missing_ok=True)  # of a process that died, or a link that leads elsewhere
+    try:
+        with fresh.open("xb", buffering=READ_BYTES) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

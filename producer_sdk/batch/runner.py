@@ -22,8 +22,8 @@ from producer_sdk.client import Client
 from producer_sdk.fleet import Fleet
 from producer_sdk.future import Future, Pending
 from protocols.dialects import error_body
-from protocols.errors import JobError, RequestError, RolloutError
-from protocols.job import Reply
+from protocols.errors import ConfigError, JobError, RequestError, RolloutError
+from protocols.job import JobStatus, Reply
 
 JOBS_PER_SLOT = 4
 FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 16, 8192
@@ -125,6 +125,8 @@ class Runner:
         """The newest to the server beside the jobs; those before it have been answered, for they are in order."""
         self._gone: dict[int, int] = {}
         """Lines whose replies were collected and are not in the output: how many ids they have used up."""
+        self._cancelled = False
+        """Whether a row was, as somebody wished."""
         self._blocked_s = self._looked_s = self._asked_s = time.monotonic()
         self._paces: deque[tuple[float, int, int]] = deque()
         """Time, tokens and rows, over the last `PACE_S`."""
@@ -133,10 +135,10 @@ class Runner:
         self._round = f".{journal.manifest.round}" if journal.manifest.round else ""
 
     def run(self) -> bool:
-        """Until all rows are done, or somebody wishes otherwise; whether all are.
+        """Until all rows are done, or somebody wishes otherwise; whether all are, and none was cancelled.
 
-        Raises QueueError where the server does not answer or no worker lives. Whatever happens, what has come is
-        written.
+        Raises QueueError where the server does not answer or no worker lives, ConfigError where the input has lost
+        rows meanwhile. Whatever happens, what has come is written.
         """
         if not self._journal.waiting:
             return True
@@ -144,24 +146,28 @@ class Runner:
             self._fleet = self._client.fleet().result()
             self._tick()
             while self._order.wish == Wish.RUN and self._journal.waiting:
-                self._pass()
+                if not self._pass():
+                    raise ConfigError(
+                        f"{self._journal.files.input} has changed since it was checked: {self._journal.waiting} "
+                        "rows are gone; bring them back, and run it again",
+                        param="input",
+                    )
             self._leave()
         finally:
             self._block()
             for question in self._questions:  # closing would cut them off
                 with contextlib.suppress(RolloutError):
                     question.exception(GOODBYE_S)
-        return not self._journal.waiting
+        return not self._journal.waiting and not self._cancelled
 
-    def _pass(self) -> None:
-        """Send every row that waits, and take in what comes, until none is in flight."""
-        states = self._journal.states
-        for number, line in lines_of(self._journal.files.input):
-            if number >= len(states):  # the file has grown since it was looked at
-                break
+    def _pass(self) -> int:
+        """Send every row that waits, and take in what comes, until none is in flight; how many were sent."""
+        states, sent = self._journal.states, 0
+        for number, line in lines_of(self._journal.files.input, len(states)):
             if states[number] != WAITING:
                 continue
             self._send(number, line)
+            sent += 1
             self._take_in(
                 0, most=1
             )  # one for one, so that workers have work while many replies wait here
@@ -171,6 +177,7 @@ class Runner:
                 break
         while self._flights and self._order.wish <= Wish.DRAIN:
             self._take_in(POLL_S)
+        return sent
 
     def _leave(self) -> None:
         """What is still in flight goes on, unless somebody wants it cancelled."""
@@ -235,6 +242,8 @@ class Runner:
             lines = rollout_lines(row_id, flight.row.custom_id, reply)
         else:
             lines = answer_line(row_id, flight.row.custom_id, flight.row.protocol, reply)
+        if reply.status is JobStatus.CANCELLED and self._order.wish == Wish.CANCEL:
+            self._cancelled = True
         self._journal.add(flight.number, lines, seen_in_reply(reply))
         self._kept.append(reply)
         if self._journal.unsaved_bytes >= BLOCK_BYTES:

@@ -4,6 +4,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -42,11 +43,11 @@ class Survey(msgspec.Struct, frozen=True):
     invalid: int
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines with their numbers; raises ConfigError."""
+def lines_of(path: Path, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers, before `end`: the file may have grown since; raises ConfigError."""
     try:
         with path.open("rb", buffering=READ_BYTES) as file:
-            yield from enumerate(file, 1)
+            yield from enumerate(islice(file, end and end - 1), 1)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", param="input") from None
 
@@ -86,7 +87,7 @@ def _doubled(path: Path, rows: Rows, states: bytearray, ids: "_Ids") -> Iterator
     if not suspects:
         return
     first: dict[str, int] = {}
-    for number, line in lines_of(path):
+    for number, line in lines_of(path, len(states)):
         if states[number] == WAITING:
             custom_id = rows.row(line, number).custom_id
             if hash(custom_id) in suspects and first.setdefault(custom_id, number) != number:

@@ -1,7 +1,7 @@
 """One run of a batch from its first look at the input to its last step, wherever it runs."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ from producer_sdk.batch.runner import Look, Order, Runner
 from producer_sdk.batch.survey import Problem, Survey, survey
 from producer_sdk.batch.tally import Lengths
 from producer_sdk.client import Client
-from protocols.errors import InvalidRequest
+from protocols.errors import InvalidRequest, RolloutError
 
 SHOWN_PROBLEMS = 20
 
@@ -51,6 +51,8 @@ class Summary(msgspec.Struct, frozen=True):
     response_tokens: int
     finish_reasons: dict[str, int]
     lengths: Lengths
+    interrupted: bool = False
+    """Whether the run that told this left rows waiting, or cancelled some."""
 
     @property
     def good(self) -> bool:
@@ -58,7 +60,7 @@ class Summary(msgspec.Struct, frozen=True):
         return self.done == self.rows
 
     @classmethod
-    def of(cls, journal: Journal) -> "Summary":
+    def of(cls, journal: Journal, *, interrupted: bool) -> "Summary":
         """Of what is written."""
         tally = journal.tally
         return cls(
@@ -75,6 +77,7 @@ class Summary(msgspec.Struct, frozen=True):
             response_tokens=tally.response_tokens,
             finish_reasons=dict(tally.reasons),
             lengths=tally.lengths(),
+            interrupted=interrupted,
         )
 
 
@@ -91,12 +94,12 @@ def work(
     """Do a batch, or go on with it, until it is done or somebody wishes otherwise.
 
     Raises ConfigError and InvalidRequest before anything is sent, QueueError where the server does not answer or no
-    worker has lived for `no_worker_s`.
+    worker has lived for `no_worker_s`, RolloutError where a file cannot be written.
     """
     parameters = task.parameters
     rows = Rows(protocol=parameters.protocol, params=parameters.params)
     files = Files.of(Path(task.input), Path(task.output))
-    with locked(files):
+    with _files_told(files), locked(files):
         surveyed = _good(task, rows, say)
         journal = opened(
             files, surveyed, parameters, force=task.force, retry_errors=task.retry_errors
@@ -106,7 +109,18 @@ def work(
             done = Runner(client, journal, rows, order=order, watch=watch).run()
         if done:
             finish(journal, ordered=task.ordered)
-    return Summary.of(journal)
+    return Summary.of(journal, interrupted=not done)
+
+
+@contextlib.contextmanager
+def _files_told(files: Files) -> Generator[None]:
+    try:
+        yield
+    except RolloutError:  # one of them is a TimeoutError, and so an OSError
+        raise
+    except OSError as error:
+        path = error.filename2 or error.filename or files.output
+        raise RolloutError(f"{path}: {error.strerror}; mend that, and run it again") from error
 
 
 def _good(task: Task, rows: Rows, say: Callable[[str], None]) -> Survey:

@@ -13,7 +13,7 @@ _COMMANDS = {
     "list": ("batch_detached:list_batches", "List the batches that were left."),
     "status": ("batch_detached:status", "Show how a batch stands, from any machine."),
     "attach": ("batch_detached:attach", "Watch a batch until it has ended."),
-    "cancel": ("batch_detached:cancel", "Cancel a batch and what it has in flight."),
+    "cancel": ("batch_detached:cancel", "Cancel a batch and what its runner has in flight."),
     "worker": ("batch_detached:worker", "Run the batches that were left, until SIGTERM."),
 }
 

@@ -127,7 +127,7 @@ def attach(batch: str, /, *, as_json: AsJson = False, where: Where = Where()) ->
 
 
 def cancel(batch: str, /, *, as_json: AsJson = False, where: Where = Where()) -> int:  # noqa: B008
-    """Cancel a batch and what it has in flight; what is done stays.
+    """Cancel a batch and what its runner has in flight; what is done stays, what an earlier one left goes on.
 
     Args:
         batch: Its id.

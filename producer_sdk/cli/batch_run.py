@@ -1,6 +1,7 @@
 """`rolloutq batch run`: in the foreground, until all rows are answered."""
 
 import contextlib
+import shlex
 import signal
 import sys
 import tempfile
@@ -20,6 +21,9 @@ from producer_sdk.cli.batch_task import What
 from producer_sdk.cli.screen import AsJson, print_json, say
 from producer_sdk.cli.where import Where
 from protocols.errors import QueueError, without_login
+
+ONCE = ("--force", "--retry-errors")
+GOES_ON = "the same command goes on from here: "
 
 
 def run(
@@ -57,14 +61,13 @@ def run(
         print_json(summary)
     else:
         show_result(summary)
-    if summary.waiting:
+    if summary.interrupted:
         return INTERRUPTED
     return GOOD if summary.good else FAILED
 
 
 def _worked(task: Task, where: Where, no_worker_s: float) -> Summary:
     order = Order()
-    again = f"the same command goes on from here: {_command()}"
     with Screen() as screen, _wishes(order, screen):
         try:
             summary = work(
@@ -77,18 +80,18 @@ def _worked(task: Task, where: Where, no_worker_s: float) -> Summary:
                 say=screen.say,
             )
         except QueueError:
-            screen.say(again)
+            screen.say(GOES_ON + _command())
             raise
-        if summary.waiting:
-            screen.say(again)
+        if summary.interrupted:
+            cancelled = order.wish == Wish.CANCEL and "cancelled" in summary.failures
+            screen.say(GOES_ON + _command(retry_errors=cancelled))
         return summary
 
 
-def _command() -> str:
-    once = ("--force", "--retry-errors")
-    return without_login(
-        " ".join(["rolloutq", *(word for word in sys.argv[1:] if word not in once)])
-    )
+def _command(*, retry_errors: bool = False) -> str:
+    """What to paste; what cancelled rows need is among it."""
+    words = [without_login(word) for word in sys.argv[1:] if word not in ONCE]
+    return shlex.join(["rolloutq", *words, *(["--retry-errors"] if retry_errors else [])])
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ class Screen:
     def say(self, line: str) -> None:
         """A line that stays."""
         if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()

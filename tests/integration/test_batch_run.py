@@ -4,14 +4,18 @@ import io
 import json
 import random
 import resource
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from producer_sdk import Client
+from producer_sdk.batch.runner import Order
 from producer_sdk.batch.survey import Problem, survey
+from producer_sdk.batch.work import Summary, Task, work
 from producer_sdk.cli import FAILED, GOOD, UNREACHABLE, USAGE
+from protocols.errors import ConfigError
 from tests.batch_files import answers, read_lines, scripted_row, write_lines
 from tests.command import Ran, Rolloutq
 from tests.job_body import chat, claude
@@ -216,6 +220,20 @@ def test_exit_codes_tell_who_is_at_fault(
     assert ran(rolloutq, source, output, *words).code == code
 
 
+def test_the_command_that_goes_on_can_be_pasted_and_has_no_password(
+    rolloutq: Rolloutq, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["batch", "run", str(source), "-o", str(source.with_name("my answers"))]
+    words += ["--params", '{"stop": ["a b"]}', "--url"]
+    url = "redis://anna:s3cret@127.0.0.1:1/0?password=s3cret"
+    monkeypatch.setattr("sys.argv", ["rolloutq", *words, url, "--force"])
+    ended = rolloutq(*words, url)
+    assert ended.code == UNREACHABLE
+    assert "s3cret" not in ended.err
+    told = ended.err.split("goes on from here: ")[1].splitlines()[0]
+    assert shlex.split(told) == ["rolloutq", *words, "redis://127.0.0.1:1/0?password="]
+
+
 def test_a_missing_file_or_output_is_bad_usage(rolloutq: Rolloutq, source: Path) -> None:
     assert rolloutq("batch", "run", str(source)).code == USAGE
     assert ran(rolloutq, source.with_name("none"), source.with_name("out.jsonl")).code == USAGE
@@ -309,6 +327,39 @@ def test_an_output_that_lost_lines_is_refused(
     assert "can be read" in refused.err
 
 
+@pytest.mark.parametrize("words", [(), ("--retry-errors",)])
+@pytest.mark.parametrize("kept_lines", [None, 5])
+def test_an_output_that_lost_answers_is_left_as_it_is(
+    rolloutq: Rolloutq,
+    look: Look,
+    source: Path,
+    output: Path,
+    words: tuple[str, ...],
+    kept_lines: int | None,
+) -> None:
+    assert ran(rolloutq, source, output).code == GOOD
+    if kept_lines is None:
+        output.unlink()
+    else:  # a line that cannot be read, and good ones behind it
+        lines = output.read_bytes().splitlines(keepends=True)
+        output.write_bytes(b"".join([*lines[:kept_lines], b"?\n", *lines[kept_lines + 1 :]]))
+    before, jobs = output.exists() and output.read_bytes(), look.job_ids()
+    refused = ran(rolloutq, source, output, *words)
+    assert refused.code == USAGE
+    assert "bring it back" in refused.err
+    assert (output.exists() and output.read_bytes()) == before
+    assert look.job_ids() == jobs
+    assert ran(rolloutq, source, output, "--force").code == GOOD
+
+
+def test_parameters_that_are_lists_or_objects_are_the_same_on_resume(
+    rolloutq: Rolloutq, source: Path, output: Path
+) -> None:
+    words = ("--params", '{"stop": ["zz", "yy"], "logit_bias": {}}')
+    assert ran(rolloutq, source, output, *words, "--limit", "4").code == GOOD
+    assert ran(rolloutq, source, output, *words).code == GOOD
+
+
 def test_a_row_whose_collected_reply_was_lost_is_done_anew(
     rolloutq: Rolloutq, look: Look, source: Path, output: Path
 ) -> None:
@@ -340,6 +391,30 @@ def test_another_input_or_other_parameters_are_refused_unless_forced(
     assert len(answers(output)) == 3
 
 
+@pytest.mark.parametrize("lines", [5, 15])
+def test_an_input_that_changes_while_it_is_done_ends_the_run_or_changes_nothing(
+    tmp_path: Path, output: Path, url: str, pool: str, lines: int
+) -> None:
+    rows = [b"{", *map(scripted_row, range(9))]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+
+    def change(problem: str) -> None:  # between the check and the first row
+        write_lines(source, [*rows, *map(scripted_row, range(9, 14))][:lines])
+
+    def go() -> Summary:
+        task = Task(str(source), str(output), skip_invalid=True)
+        order = Order()
+        return work(task, url, pool, no_worker_s=5.0, order=order, watch=lambda _: None, say=change)
+
+    if lines < len(rows):
+        with pytest.raises(ConfigError, match="has changed since it was checked: 5 rows"):
+            go()
+    else:
+        assert go().done == 9
+    assert len(answers(output)) == min(lines, len(rows)) - 1
+    assert output.with_suffix(".errors.jsonl").read_bytes() == b"{\n"
+
+
 def test_a_file_that_is_no_batch_of_ours_is_not_written_over(
     rolloutq: Rolloutq, source: Path, output: Path
 ) -> None:
@@ -369,6 +444,39 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     assert "make room" in full.err
     assert ran(rolloutq, source, output).code == GOOD
     assert answers(output) == {f"row-{n}": f"answer {n:09d}" for n in range(10)}
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_half_done(
+    rolloutq: Rolloutq, tmp_path: Path, output: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [scripted_row(0, fail="error")])
+    errors = output.with_suffix(".errors.jsonl")
+    errors.mkdir()
+    ended = ran(rolloutq, source, output)
+    assert ended.code == FAILED
+    assert f"{errors}: Is a directory" in ended.err
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_link_in_the_place_of_a_new_file_is_not_followed(
+    rolloutq: Rolloutq, source: Path, output: Path
+) -> None:
+    mine = source.with_name("mine")
+    mine.write_text("my notes")
+    output.with_name("out.manifest.json.new").symlink_to(mine)
+    assert ran(rolloutq, source, output).code == GOOD
+    assert mine.read_text() == "my notes"
+
+
+def test_outputs_with_dots_in_their_names_are_batches_of_their_own(
+    rolloutq: Rolloutq, source: Path
+) -> None:
+    outputs = [source.with_name(name) for name in ("a-t0.7", "a-t0.9", "a-t0.9.jsonl")]
+    assert [ran(rolloutq, source, output).code for output in outputs] == [GOOD, GOOD, USAGE]
+    manifests = [json.loads(path.read_bytes()) for path in source.parent.glob("*.manifest.json")]
+    assert {told["output"] for told in manifests} == {"a-t0.7", "a-t0.9"}
+    refused = ran(rolloutq, source, outputs[2])
+    assert "whose output is a-t0.9:" in refused.err
 
 
 def test_a_batch_never_writes_over_its_input(rolloutq: Rolloutq, source: Path) -> None:

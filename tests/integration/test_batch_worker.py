@@ -57,14 +57,17 @@ def test_a_batch_is_left_to_a_worker_and_watched_from_anywhere(
         *zip(sources, outputs, strict=True),
         (bad, tmp_path / "x.jsonl"),
         (bad, tmp_path / "../out.jsonl"),
+        (bad, tmp_path / "y.jsonl"),
     ]
+    (tmp_path / "y.errors.jsonl").symlink_to(tmp_path / "../errors.jsonl")
     batches = [submitted(rolloutq, source, output) for source, output in files]
-    assert [one["state"] for one in rolloutq("batch", "list", "--json").json] == ["waiting"] * 4
+    assert [one["state"] for one in rolloutq("batch", "list", "--json").json] == ["waiting"] * 5
     with batch_worker(folders[0], url, pool) as worker:
         codes = [rolloutq("batch", "attach", batch).code for batch in batches]
-        assert codes == [GOOD, GOOD, USAGE, USAGE]
+        assert codes == [GOOD, GOOD, USAGE, USAGE, USAGE]
         assert "1 of 1 rows are bad" in rolloutq("batch", "status", batches[2]).out
-        assert "below its --dir" in rolloutq("batch", "status", batches[3]).out
+        for batch in batches[3:]:
+            assert "below its --dir" in rolloutq("batch", "status", batch).out
         assert len(answers(outputs[0])) == len(answers(outputs[1])) == 50
         worker.signal(signal.SIGTERM)
         assert worker.wait() == GOOD
@@ -114,6 +117,30 @@ def test_a_batch_that_another_process_holds_is_taken_up_when_it_lets_go(
             worker.wait_for("another process is at this batch")
         assert rolloutq("batch", "attach", batch).code == GOOD
     assert len(answers(output)) == 20
+
+
+def test_a_worker_that_is_told_twice_to_leave_hands_its_batch_over(
+    serve: Serve,
+    rolloutq: Rolloutq,
+    look: Look,
+    tmp_path: Path,
+    folders: list[Path],
+    url: str,
+    pool: str,
+) -> None:
+    serve(slots=4)
+    rows = (scripted_row(number, ms_per_token=100) for number in range(20))
+    batch = submitted(rolloutq, write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    with batch_worker(folders[0], url, pool) as worker:
+        wait_until(lambda: look.length("low"), "rows in flight")
+        for _ in range(2):  # the second within the 2 s that its runner takes to leave
+            assert "left, for" not in worker.output
+            worker.signal(signal.SIGTERM)
+            time.sleep(0.3)
+        worker.wait()
+        assert f"{batch}: left, for this worker leaves" in worker.output
+        assert "InvalidStateError" not in worker.output
+    assert state_of(rolloutq, batch)["owner"] is None
 
 
 @pytest.mark.slow

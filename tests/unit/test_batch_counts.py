@@ -2,10 +2,15 @@
 
 import statistics
 
-from producer_sdk.batch.answer import Seen
+from producer_sdk.batch.answer import Seen, seen_in, seen_in_reply, written
+from producer_sdk.batch.rollout import rollout_lines
 from producer_sdk.batch.runner import Look
 from producer_sdk.batch.tally import Lengths, Tally
 from producer_sdk.cli.batch_screen import told
+from protocols import codec
+from protocols.errors import StalenessExceeded
+from protocols.job import JobStatus, Reply
+from protocols.rollout_state import RolloutState, Status
 
 
 def test_lengths_are_percentiles_of_the_rows_with_an_answer() -> None:
@@ -24,6 +29,13 @@ def test_several_samples_count_with_their_mean_and_each_reason() -> None:
     tally.add(Seen(None, 3, 30, ("stop", "length", "stop")))
     assert tally.lengths() == Lengths(10, 10, 10)
     assert tally.reasons == {"stop": 2, "length": 1}
+
+
+def test_a_failed_row_whose_samples_were_complete_is_read_back_as_failed() -> None:
+    packed = codec.pack_states([RolloutState(status=Status.COMPLETED)])
+    reply = Reply("b-1", JobStatus.EXPIRED, 410, b"{}", packed, StalenessExceeded.code)
+    lines = rollout_lines("b-1", "a", reply)
+    assert seen_in(written(lines)).fault == seen_in_reply(reply).fault == reply.error
 
 
 def test_a_batch_without_answers_has_no_lengths() -> None:
