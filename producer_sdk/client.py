@@ -338,9 +338,8 @@ class Client:
         if courier is None or courier.pid != os.getpid():
             with self._starting:
                 if self._courier is None or self._courier.pid != os.getpid():
-                    if (
-                        self._pid != os.getpid()
-                    ):  # job ids of its own, and no lock of a thread that is not here
+                    if self._pid != os.getpid():
+                        # job ids of its own, and no lock of a thread that is not here
                         self._pid = os.getpid()
                         self._stem = secrets.token_hex(8)
                         self._wake = Doorbell().wake

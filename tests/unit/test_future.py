@@ -38,6 +38,24 @@ def test_a_wait_that_ends_early_names_the_job_and_leaves_it() -> None:
     assert future.result(0) == 7
 
 
+async def test_waits_that_were_cancelled_are_not_woken_at_the_end() -> None:
+    inner: Inner = Promise()
+    woken: list[object] = []
+    future = Pending(inner, "job j", lambda waiter, _: woken.append(waiter))
+    waits = [asyncio.ensure_future(wait_for(future)) for _ in range(3)]
+    await asyncio.sleep(0)
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    inner.set_result(7)
+    assert woken == []
+    assert await future == 7
+
+
+async def wait_for(future: Pending[int]) -> int:
+    return await future
+
+
 def test_an_error_stands_for_the_answer() -> None:
     inner, future = pending()
     inner.set_exception(JobConflict("other body"))
