@@ -25,7 +25,7 @@ from benchmarks.queue_overhead import echo_worker, payload_of, states_of
 from producer_sdk import Client
 from protocols.codec import encode_json
 from protocols.control import default_desired
-from protocols.queue.broker import BELL_BLOCK_S
+from worker.consumer import BELL_S
 
 HERE = Path(__file__)
 POOL = "default"
@@ -120,7 +120,7 @@ def _caused(port: int, bring: Any) -> dict[str, int]:  # noqa: ANN401 - any call
                     connection = f"{told['client_address']}:{told['client_port']}"
                     said.append(Said(told["time"], connection, told["command"].split()))
 
-        listen(time.time() + 2 * BELL_BLOCK_S)  # every worker has begun a wait
+        listen(time.time() + 2 * BELL_S)  # every worker has begun a wait
         brought_s = time.time()
         bring()
         listen(brought_s + WATCH_S)
@@ -133,7 +133,7 @@ def _because(said: list[Said], brought_s: float) -> list[Said]:
     caused: list[Said] = []
     for one in said:
         since = waits_since.pop(one.connection, None)
-        if since is not None and one.at_s - since < BELL_BLOCK_S:
+        if since is not None and one.at_s - since < BELL_S:
             early.add(one.connection)
         if one.waits:
             waits_since[one.connection] = one.at_s

@@ -108,6 +108,7 @@ class Courier:
         """Jobs on their way to the server; whether one was heard to have ended meanwhile."""
         self._arriving: deque[tuple[Job | str, ReplyPromise]] = deque()
         self._woken = False
+        """Whether the thread will take in what arrives: it was woken, or has a call under way and will look then."""
         self._closing = self._closed = False
         self._alone_since: float | None = None
         self._collected: list[tuple[str, int]] = []
@@ -155,6 +156,7 @@ class Courier:
         answer: Promise[Value] = Promise()
 
         async def asked() -> Value:
+            self._take_in()
             return await question(self._broker)
 
         def told(done: "concurrent.futures.Future[Value]") -> None:
@@ -201,7 +203,7 @@ class Courier:
                 runner.run(self._carry())
         finally:  # the loop has ended: what came too late for it, or what it broke on
             self._closing = self._closed = True
-            self._take_in()
+            self._take_arrived()
             self._fail_all(RolloutError(CLOSED))
             self._abandon_pulls()
 
@@ -219,6 +221,7 @@ class Courier:
         self._enqueue = Coalescer(
             partial(self._broker.enqueue, wait_replicas=self._wait_replicas),
             size=lambda job: len(job.body),
+            gather=self._take_in,
         )
         self._read = Coalescer(self._broker.replies, size=lambda _: 0, most=READ_MOST)
         self._followers = Followers(self._broker, self._hears_of)
@@ -243,7 +246,16 @@ class Courier:
         await waiting.close()
 
     def _take_in(self) -> None:
-        self._woken = False
+        """Take what has arrived. While jobs wait to be sent nobody wakes the thread: before each call it looks again.
+
+        To wake it takes a system call, after which the two threads compete for the interpreter.
+        """
+        self._take_arrived()
+        if not self._enqueue.waiting:
+            self._woken = False
+            self._take_arrived()  # what came before that was seen
+
+    def _take_arrived(self) -> None:
         while self._arriving:
             wanted, future = self._arriving.popleft()
             if self._closed:
@@ -294,6 +306,7 @@ class Courier:
 
         In the client's own thread. An order to cancel them, sent after this, overtakes none.
         """
+        self._take_in()
         while any(job_id in self._sending for job_id in job_ids):  # noqa: ASYNC110 - rare, and soon over
             await asyncio.sleep(ARRIVAL_POLL_S)
         dropped = {
@@ -345,6 +358,7 @@ class Courier:
             self._send(job, waiter, accepted_before=True)
 
     def _pull(self, feed: Feed, batch: Batch, again: bool) -> None:
+        self._take_in()
         if again:
             self._followers.rewind(feed)
         self._followers.pull(feed, batch)

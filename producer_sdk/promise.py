@@ -118,7 +118,8 @@ def wake(waiter: "asyncio.Future[None]", _: object) -> None:
 class Doorbell:
     """Ends waits too: those that are to end before their loop looks wake it once.
 
-    To wake a loop takes a system call on either side, which is more than all else that a reply costs here.
+    To wake a loop takes a system call on either side, which is more than all else that a reply costs here. So whoever
+    gives in a loop of its own rings when that loop turns: what it gives until then goes together.
     """
 
     def __init__(self) -> None:
@@ -136,6 +137,14 @@ class Doorbell:
             for closed in [one for one in self._waiters if one.is_closed()]:
                 del self._waiters[closed]
             self._waiters[loop] = [waiter]
+        ring = partial(self._ring, loop)
+        giving = _running_loop()
+        if giving is None or giving is loop:
+            ring()
+        else:
+            giving.call_soon(ring)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         if not call_soon(loop, partial(self._open, loop)):
             with self._lock:
                 self._waiters.pop(loop, None)
@@ -144,6 +153,13 @@ class Doorbell:
         with self._lock:
             waiters = self._waiters.pop(loop, [])
         _end(waiters)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _end(waiters: "list[asyncio.Future[Any]]") -> None:

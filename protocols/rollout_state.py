@@ -31,7 +31,7 @@ class TokenIds(Ints):
         return made
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
+    def from_bytes(cls, data: bytes | bytearray) -> Self:
         """From little-endian u32, as on the wire."""
         return _from_bytes(cls(), data)
 
@@ -67,7 +67,7 @@ class RoutedExperts(msgspec.Struct, frozen=True):
 Numbers = TypeVar("Numbers", bound="array[int] | array[float]")
 
 
-def _from_bytes(empty: Numbers, data: bytes) -> Numbers:
+def _from_bytes(empty: Numbers, data: bytes | bytearray) -> Numbers:
     empty.frombytes(data)
     if sys.byteorder == "big":
         empty.byteswap()

@@ -9,6 +9,7 @@ from typing import Any, assert_never
 
 from protocols.cancellation import cancel
 from protocols.control import Gate, Mode
+from protocols.errors import RolloutError
 from protocols.queue.broker import Broker
 from protocols.queue.rows import Lease, Renewal, Taken
 from worker.lease import LeaseKeeper
@@ -17,6 +18,9 @@ from worker.pipeline import Attempt, Order
 
 GATE_POLL_S = 0.5
 SLOT_POLL_S = 0.25
+BELL_S = 2.0
+"""The longest wait for a job; its take is of the slots and the version that the worker had when it began."""
+GIVE_UP_S = 2.0
 SETTLE_S = 30.0
 ABOUT_TO_END_S = 1.0
 
@@ -123,19 +127,22 @@ class Consumer:
 
     async def run(self) -> None:
         """Take and run jobs until cancelled; attempts under way go on."""
+        bell_s = 0.0
         while True:
             await self._open.wait()
             free = self._slots - len(self._attempts)
             if free <= 0 or self._held_back() or (self._attempts and self._pressed()):
                 await self._wait_for_slot()
                 continue
-            taken = await self._take(free)
+            version = self._policy_version()
+            taken = await self._take(free, bell_s)
+            bell_s = 0.0
             if taken.gate != "open":
                 await asyncio.sleep(GATE_POLL_S)
             elif taken.hold:
                 self._hold_back(taken)
-            elif len(taken.leases) < free:
-                await self._broker.bell()
+            elif len(taken.leases) < free and self._policy_version() == version:
+                bell_s = BELL_S
 
     async def _wait_for_slot(self) -> None:
         self._slot_freed.clear()
@@ -157,29 +164,32 @@ class Consumer:
         self._holding_back = bool(self._attempts) and not got_on
         return self._holding_back
 
-    async def _take(self, free: int) -> Taken:
+    async def _take(self, free: int, bell_s: float) -> Taken:
         self._takes += 1
-        taking = asyncio.ensure_future(
-            self._broker.take(
+        nonce = f"{self._nonce}.{self._takes}"
+        try:
+            taken = await self._broker.take(
                 self._worker,
-                f"{self._nonce}.{self._takes}",
+                nonce,
                 free,
                 lease_ms=self._lease_ms,
                 policy_version=self._policy_version(),
                 holding=len(self._attempts),
+                bell_s=bell_s,
             )
-        )
-        try:
-            taken = await asyncio.shield(taking)
         except asyncio.CancelledError:
-            self._begin_all(await taking)  # what the server has begun is ours to hand back
+            await self._give_up_take(nonce)
             raise
-        self._begin_all(taken)
-        return taken
-
-    def _begin_all(self, taken: Taken) -> None:
         for lease in taken.leases:
             self._begin(lease)
+        return taken
+
+    async def _give_up_take(self, nonce: str) -> None:
+        """Begin what the server has begun, for it is ours to hand back; without an answer its leases run out."""
+        with contextlib.suppress(RolloutError, TimeoutError):
+            async with asyncio.timeout(GIVE_UP_S):
+                for lease in await self._broker.give_up_take(self._worker, nonce):
+                    self._begin(lease)
 
     def _begin(self, lease: Lease) -> None:
         attempt = Attempt(lease)

@@ -27,9 +27,10 @@ class Sample:
     ) -> None:
         """`reading` is what its view looks for beside text."""
         self._params, self._tokenizer, self._reading = params, tokenizer, reading
-        self._search = StopSearch(
-            params, tokenizer, reading.markup.thinking, begun=reading.thinking
-        )
+        self._search: StopSearch | None = None
+        if params.stops:
+            thinking, begun = reading.markup.thinking, reading.thinking
+            self._search = StopSearch(params, tokenizer, thinking, begun=begun)
         self.wide = params.top_logprobs
         self.ids, self.logprobs = TokenIds(), Logprobs()
         self.top_ids, self.top_logprobs = TokenIds(), Logprobs()
@@ -42,8 +43,10 @@ class Sample:
         """Append a segment, up to a stop string; returns whether the sample has ended because of one."""
         if self.finish_reason is not None:
             return False
-        kept = self._search.kept(segment.token_ids)
-        self.stop_reason = self._search.stop
+        kept = len(segment.token_ids)
+        if self._search is not None:
+            kept = self._search.kept(segment.token_ids)
+            self.stop_reason = self._search.stop
         stopped = self.stop_reason is not None
         if kept and (not self.versions or self.versions[-1][0] != segment.policy_version):
             self.versions.append((segment.policy_version, len(self.ids)))
@@ -114,9 +117,10 @@ class Sample:
         return view.blocks(), view.parse_error
 
     def _marked(self) -> bool:
-        """Whether anything opens beside text."""
+        """Whether there is any markup, or could be."""
         markup = self._reading.markup
-        if self._reading.thinking or not (markup.thinking or markup.call):
+        marks = (*(markup.thinking or ()), *(markup.call or ()))
+        if self._reading.thinking or not marks:
             return self._reading.thinking
         raw = b"".join(map(self._tokenizer.token_bytes, self.ids))
-        return any(pair[0].encode() in raw for pair in (markup.thinking, markup.call) if pair)
+        return True in [mark.encode() in raw for mark in marks]

@@ -7,7 +7,7 @@ path: whatever a step raises becomes an outcome. Cancellation passes through.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, TypeVar, assert_never
 
@@ -142,14 +142,16 @@ class Attempt:
         self.samples, self.checkpoint = samples, checkpoint
         self._begun_s, self._limit_tokens = time.monotonic(), call.params.max_tokens or 0
         while await self._may_draw():
-            kept = tuple(sample.ids[:] for sample in samples)
-            ended = frozenset(i for i, one in enumerate(samples) if one.finish_reason is not None)
-            await self._draw(engine, replace(call, kept=kept if any(kept) else (), ended=ended))
+            await self._draw(engine, _going_on(call, samples))
         return samples
+
+    @property
+    def _unfinished(self) -> bool:
+        return None in [sample.finish_reason for sample in self.samples]
 
     async def _may_draw(self) -> bool:
         """Whether a sample lacks its end; waits while it is held, and raises Interrupted where an order came."""
-        unfinished = any(sample.finish_reason is None for sample in self.samples)
+        unfinished = self._unfinished
         if unfinished:
             await self._going.wait()  # an order, a deadline or a lost lease ends this as well
         if self.order is not None:
@@ -171,8 +173,7 @@ class Attempt:
             self._generation = None
             self._resting.set()
             generation.close()
-        unfinished = any(sample.finish_reason is None for sample in self.samples)
-        if unfinished and not self._stopped:
+        if self._unfinished and not self._stopped:
             raise EngineFailed("the engine ended a sample without a reason")
 
 
@@ -219,11 +220,20 @@ async def _generate_answer(attempt: Attempt, engine: Engine, pool: str, recall: 
     samples = await attempt.draw(engine, call, reading, stream, job.cuts)
 
     def completed() -> Outcome:
-        states = tuple(sample.state(prompt, job.id, i) for i, sample in enumerate(samples))
+        states = tuple([sample.state(prompt, job.id, i) for i, sample in enumerate(samples)])
         return kept_in(thread, states, _answer(attempt, dialect, normal, states, engine))
 
     values = sum([len(sample.ids) * (1 + sample.wide) for sample in samples])
     return await _beside(values > BESIDE_VALUES, completed)
+
+
+def _going_on(call: Call, samples: Sequence[Sample]) -> Call:
+    """The call, for what the samples lack."""
+    kept = tuple([sample.ids[:] for sample in samples])
+    ended = frozenset([i for i, one in enumerate(samples) if one.finish_reason is not None])
+    if not ended and not any(kept):
+        return call
+    return replace(call, kept=kept, ended=ended)
 
 
 async def _beside(heavy: bool, work: Callable[[], Made]) -> Made:

@@ -65,8 +65,6 @@ class StopSearch:
 
     def kept(self, token_ids: Sequence[int]) -> int:
         """How many of these tokens belong to the sample: up to the one that completes a stop string."""
-        if not self._stops:
-            return len(token_ids)
         for count, token_id in enumerate(token_ids, 1):
             self._add(self._tokenizer.token_bytes(token_id))
             if self.stop is not None:

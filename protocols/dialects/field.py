@@ -132,11 +132,12 @@ def path(*at: str | int) -> str:
 
 def chosen(report: Report, at: str, default: Value, **aliases: Value | None) -> Value:
     """The first alias that is given, else `default`; others below path `at` that differ are reported."""
-    given = {name: value for name, value in aliases.items() if value is not None}
-    if not given:
-        return default
-    winner, *_ = given
-    for name, value in given.items():
-        if value != given[winner]:
+    winner, won = "", None
+    for name, value in aliases.items():
+        if value is None:
+            continue
+        if won is None:
+            winner, won = name, value
+        elif value != won:
             report.ignore(at + name, f"`{at}{winner}` says otherwise, and wins; send one of them")
-    return given[winner]
+    return default if won is None else won

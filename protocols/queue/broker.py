@@ -42,9 +42,9 @@ from protocols.queue.rows import (
     entry_of,
     fields_of,
     hold_args,
-    lease_of,
     recalled_of,
     reply_of,
+    taken_of,
     texts,
     turns_of,
 )
@@ -52,7 +52,6 @@ from protocols.session import Recalled, SessionTurn
 
 SCHEMA = 1
 FULL_RETRY_S = 1.0
-BELL_BLOCK_S = 2.0
 COPY_WAIT_S = 0.5
 EARLY_S = 0.02
 MARKS_MOST = 4096
@@ -129,7 +128,7 @@ class Broker:
 
     async def step(self, name: str, *args: Argument, only: int | None = None) -> Any:  # noqa: ANN401
         """The answer of the step `rolloutq_<name>`, as it came; prepares a server that lacks the library."""
-        step: Command = ("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+        step = self._fcall(name, args)
         try:
             return await self.link.call(*step, only=only)
         except ResponseError as error:
@@ -138,12 +137,15 @@ class Broker:
         await self.prepare()
         return await self.link.call(*step, only=only)
 
+    def _fcall(self, name: str, args: Sequence[Argument]) -> Command:
+        return ("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+
     async def _copied_step(self, replicas: int, name: str, *args: Argument) -> Any:  # noqa: ANN401
         """A step that counts only once so many replicas have it; repeated until then.
 
         Step and WAIT travel together: after a break, a WAIT alone would ask another connection.
         """
-        step: Command = ("FCALL", f"rolloutq_{name}", 1, self.keys.prefix, *args)
+        step = self._fcall(name, args)
         wait: Command = ("WAIT", replicas, int(COPY_WAIT_S * 1000))
         give_up_at = time.monotonic() + self.link.outage_s
         while True:
@@ -276,15 +278,46 @@ class Broker:
         lease_ms: int,
         policy_version: int,
         holding: int = 0,
+        bell_s: float = 0.0,
     ) -> Taken:
         """Read up to `slots` jobs and begin them, for a worker that holds `holding` already.
 
+        With `bell_s` only once a job has arrived in any lane, or after so long; that holds the link.
         The same nonce gives the same jobs again.
         """
-        gate, rows, hold = await self.step(
-            "take", worker, nonce, slots, lease_ms, policy_version, holding
-        )
-        return Taken(gate.decode(), [lease_of(row) for row in rows], hold == 1)
+        args = (worker, nonce, slots, lease_ms, policy_version, holding)
+        row = await self._take_when_rung(bell_s, args) if bell_s else None
+        return taken_of(row or await self.step("take", *args))
+
+    async def _take_when_rung(self, bell_s: float, args: Sequence[Argument]) -> list[Any] | None:
+        """The answer to a take that travels behind the wait for the bell: between them the server asks nobody.
+
+        None where it is to be asked again, without a wait: it may have begun jobs.
+        """
+        streams = [self.keys.jobs(lane) for lane in LANES]
+        group: Command = ("GROUP", BELL, BELL, "COUNT", 1, "BLOCK", int(bell_s * 1000), "NOACK")
+        bell: Command = ("XREADGROUP", *group, "STREAMS", *streams, *(">" for _ in streams))
+        began_s = time.monotonic()
+        try:
+            answers = await self.link.calls(
+                [bell, self._fcall("take", args)], block_s=bell_s, only=self.link.opened
+            )
+        except ServerUnavailable:
+            return None
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                if not _lacks_preparation(answer):
+                    raise refusal(answer, self.link.address)
+                await self.prepare()
+                return None
+        rung, row = answers
+        if not rung and not row[1] and time.monotonic() - began_s < EARLY_S:
+            await asyncio.sleep(EARLY_S)  # a wait that somebody ended early shall not become a spin
+        return row
+
+    async def give_up_take(self, worker: str, nonce: str) -> list[Lease]:
+        """What a take has begun whose answer was not waited for; should it come after this, it begins nothing."""
+        return taken_of(await self.step("take", worker, nonce, 0, 0, 0, 0)).leases
 
     async def renew(self, holds: Sequence[Hold], *, lease_ms: int) -> list[Renewal]:
         """Extend leases and write down what was generated."""
@@ -372,24 +405,6 @@ class Broker:
         await self.link.calls(
             [["ZADD", self.keys.workers, 0, worker], ["DEL", self.keys.worker(worker)]]
         )
-
-    async def bell(self, *, block_s: float = BELL_BLOCK_S) -> bool:
-        """Wait for a job to arrive in any lane; holds the link for as long as `block_s`."""
-        streams = [self.keys.jobs(lane) for lane in LANES]
-        group: Command = ("GROUP", BELL, BELL, "COUNT", 1, "BLOCK", int(block_s * 1000), "NOACK")
-        began_s = time.monotonic()
-        try:
-            rung = await self.link.call(
-                "XREADGROUP", *group, "STREAMS", *streams, *(">" for _ in streams), block_s=block_s
-            )
-        except ResponseError as error:
-            if not _lacks_preparation(error):
-                raise refusal(error, self.link.address) from None
-            await self.prepare()
-            return True
-        if not rung and time.monotonic() - began_s < EARLY_S:
-            await asyncio.sleep(EARLY_S)  # a wait that somebody ended early shall not become a spin
-        return bool(rung)
 
     # what anyone may look at
 

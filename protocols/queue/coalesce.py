@@ -23,12 +23,21 @@ class Coalescer(Generic[Item, Answer]):
         size: Callable[[Item], int],
         most: int = 64,
         most_bytes: int = 4 * 1024 * 1024,
+        gather: Callable[[], object] = lambda: None,
     ) -> None:
-        """`send` answers a batch in its order; `size` tells an item's bytes."""
-        self._send, self._size = send, size
+        """`send` answers a batch in its order; `size` tells an item's bytes.
+
+        `gather` is called before each batch, and once more where there is none: it may put more.
+        """
+        self._send, self._size, self._gather = send, size, gather
         self._most, self._most_bytes = most, most_bytes
         self._waiting: list[tuple[Item, Callable[[Answer | Exception], None]]] = []
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a next batch."""
+        return bool(self._waiting)
 
     def put(self, item: Item, tell: Callable[[Answer | Exception], None]) -> None:
         """Queue an item; `tell` is called once with its answer, or with the error that its batch met."""
@@ -50,7 +59,7 @@ class Coalescer(Generic[Item, Answer]):
     async def _run(self) -> None:
         await asyncio.sleep(0)  # what this turn of the loop puts goes together
         try:
-            while self._waiting:
+            while self._more():
                 batch = self._cut()
                 answers: Sequence[Answer | Exception]
                 try:
@@ -61,6 +70,10 @@ class Coalescer(Generic[Item, Answer]):
                     tell(answer)
         finally:
             self._task = None
+
+    def _more(self) -> bool:
+        self._gather()
+        return self.waiting
 
     def _cut(self) -> list[tuple[Item, Callable[[Answer | Exception], None]]]:
         total = count = 0

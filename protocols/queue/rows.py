@@ -266,8 +266,13 @@ def _cuts(fields: dict[bytes, bytes]) -> str | None:
     return None if value is None else value.decode()
 
 
-def lease_of(row: list[Any]) -> Lease:
-    """A job as `take` gives it."""
+def taken_of(row: list[Any]) -> Taken:
+    """The answer of `take`."""
+    gate, jobs, hold = row
+    return Taken(gate.decode(), [_lease_of(job) for job in jobs], hold == 1)
+
+
+def _lease_of(row: list[Any]) -> Lease:
     _, job_id, fence, lane, left_ms, flat, kept, queued_ms = row
     return Lease(
         job_id=job_id.decode(),

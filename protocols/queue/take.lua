@@ -202,15 +202,21 @@ end
 -- args: worker, nonce, slots, lease_ms, policy version, jobs that the worker holds
 -- -> {gate, {{entry, id, fence, lane, ms to its deadline, {field, value, ...}, {checkpoint entries}}...}, hold}
 -- Reading and beginning are one step. hold is 1 where the worker shall take nothing else until it holds no job.
+-- A worker that has not waited for the answer asks again with 0 slots: it hears what was begun, and if that call comes
+-- later, it begins nothing.
 local function take(keys, args)
   local P, worker, nonce, slots, version = keys[1], args[1], args[2], tonumber(args[3]), tonumber(args[5])
   local missing = unprepared(P)
   if missing then return missing end
   local gates = redis.call('HMGET', P .. ':desired', 'gate', 'gate@' .. worker)
   local gate = gates[2] or gates[1] or 'missing'
-  if gate ~= 'open' then return { gate, {}, 0 } end
+  if gate ~= 'open' and slots > 0 then return { gate, {}, 0 } end
   local before = taken_before(P, worker, nonce, now_ms())
   if before then return { gate, before, redis.call('HGET', P .. ':worker:' .. worker, 'take_hold') == '1' and 1 or 0 } end
+  if slots == 0 then
+    redis.call('HSET', P .. ':worker:' .. worker, 'take_nonce', nonce, 'take_ids', '', 'take_hold', 0)
+    return { gate, {}, 0 }
+  end
 
   local now, jobs, leases, ids = now_ms(), {}, {}, {}
   local gone, expiry = ends(now), tostring(now + tonumber(args[4]))

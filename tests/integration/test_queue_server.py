@@ -61,7 +61,8 @@ async def test_a_lost_library_is_loaded_again(broker: Broker, look: Look) -> Non
 
 
 async def test_an_idle_worker_outlives_a_flush(broker: Broker, look: Look) -> None:
-    waiting = asyncio.create_task(broker.bell(block_s=20))
+    taking = broker.take("w", "n", 1, lease_ms=1, policy_version=0, bell_s=20)
+    waiting = asyncio.create_task(taking)
     await until_blocked(look, "test")
     look("FLUSHALL")
     async with asyncio.timeout(10):

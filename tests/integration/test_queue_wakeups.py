@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from protocols.queue.broker import Broker
+from protocols.queue.keys import BELL, LANES, Keys
 from protocols.queue.link import Link
-from protocols.queue.rows import Hold
+from protocols.queue.rows import Hold, Taken
 from tests.job_body import ending, job
 from tests.pool_look import Look, until_blocked
 from tests.queue_fixtures import Take
@@ -19,9 +20,20 @@ AT_ONCE_S = 10.0
 """Well below `LONG_S`, for a busy machine."""
 
 
-async def ready_after_empty_bell(broker: Broker) -> None:
-    while await broker.bell(block_s=0.01):
-        pass
+def rings(look: Look, keys: Keys) -> bool:
+    """Whether an idle worker would be woken now; it takes that wake-up."""
+    streams = [keys.jobs(lane) for lane in LANES]
+    group = ("GROUP", BELL, BELL, "COUNT", 1, "NOACK")
+    return bool(look("XREADGROUP", *group, "STREAMS", *streams, *(">" for _ in streams)))
+
+
+async def waits(idle: Broker, look: Look, name: str) -> "asyncio.Task[Taken]":
+    """A worker that waits for a job."""
+    await idle.link.call("PING")
+    taking = idle.take("idle", "n", 1, lease_ms=60_000, policy_version=0, bell_s=LONG_S)
+    task = asyncio.create_task(taking)
+    await until_blocked(look, name)
+    return task
 
 
 async def test_a_waiting_client_is_woken_by_a_reply(
@@ -77,45 +89,96 @@ async def test_an_arriving_job_wakes_an_idle_worker(
     broker: Broker, look: Look, url: str, pool: str, lane: str, raw: bool
 ) -> None:
     idle = Broker(Link(url, name=f"idle-{pool}"), pool)
-    await ready_after_empty_bell(idle)
-    ringing = asyncio.create_task(idle.bell(block_s=LONG_S))
     async with asyncio.timeout(AT_ONCE_S):
-        await until_blocked(look, f"idle-{pool}")
+        ringing = await waits(idle, look, f"idle-{pool}")
         if raw:
             look("XADD", broker.keys.jobs(lane), "*", "body", "{}")
         else:
             await broker.enqueue([job("a", lane=lane)])  # pyright: ignore[reportArgumentType]
-        assert await ringing
+        assert len((await ringing).leases) == 1
     await idle.link.close()
 
 
 async def test_a_handed_back_job_wakes_an_idle_worker(
-    broker: Broker, url: str, pool: str, take: Take
+    broker: Broker, look: Look, url: str, pool: str, take: Take
 ) -> None:
     idle = Broker(Link(url, name=f"idle-{pool}"), pool)
     await broker.enqueue([job("a")])
     (lease,) = await take(2)
-    await ready_after_empty_bell(idle)
-    ringing = asyncio.create_task(idle.bell(block_s=LONG_S))
     async with asyncio.timeout(AT_ONCE_S):
+        ringing = await waits(idle, look, f"idle-{pool}")
         await broker.release([Hold("a", lease.fence)])
-        assert await ringing
+        assert [lease.job_id for lease in (await ringing).leases] == ["a"]
     await idle.link.close()
 
 
-async def test_one_job_wakes_one_worker(broker: Broker) -> None:
+async def test_one_job_wakes_one_worker(broker: Broker, look: Look) -> None:
     await broker.enqueue([job("a")])
-    assert await broker.bell(block_s=0.01)
-    assert not await broker.bell(block_s=0.05)
+    assert rings(look, broker.keys)
+    assert not rings(look, broker.keys)
 
 
-async def test_a_take_that_leaves_nothing_silences_the_bell(broker: Broker, take: Take) -> None:
+async def test_a_take_that_leaves_nothing_silences_the_bell(
+    broker: Broker, look: Look, take: Take
+) -> None:
     await broker.enqueue([job(f"j{i}") for i in range(20)])
     assert len(await take(64)) == 20
-    assert not await broker.bell(block_s=0.05)
+    assert not rings(look, broker.keys)
 
 
-async def test_a_take_that_leaves_something_does_not(broker: Broker, take: Take) -> None:
+async def test_a_take_that_leaves_something_does_not(
+    broker: Broker, look: Look, take: Take
+) -> None:
     await broker.enqueue([job(f"j{i}") for i in range(20)])
     assert len(await take(10)) == 10
-    assert await broker.bell(block_s=LONG_S)
+    assert rings(look, broker.keys)
+
+
+async def test_a_wait_for_the_bell_ends_with_what_there_is(broker: Broker) -> None:
+    async with asyncio.timeout(AT_ONCE_S):
+        taken = await broker.take("w", "n", 1, lease_ms=1000, policy_version=0, bell_s=0.05)
+    assert taken == Taken("open", [], hold=False)
+
+
+async def test_a_gate_that_closes_meanwhile_closes_for_who_waits(
+    broker: Broker, look: Look, url: str, pool: str
+) -> None:
+    idle = Broker(Link(url, name=f"idle-{pool}"), pool)
+    async with asyncio.timeout(AT_ONCE_S):
+        ringing = await waits(idle, look, f"idle-{pool}")
+        look("HSET", broker.keys.desired, "gate", "closed")
+        await broker.enqueue([job("a")])
+        assert await ringing == Taken("closed", [], hold=False)
+    await idle.link.close()
+
+
+async def test_a_wait_whose_connection_breaks_gives_what_it_has_begun(
+    broker: Broker, look: Look, url: str, pool: str
+) -> None:
+    idle = Broker(Link(url, name=f"idle-{pool}"), pool)
+    async with asyncio.timeout(AT_ONCE_S):
+        connection = await idle.link.call("CLIENT", "ID")
+        ringing = await waits(idle, look, f"idle-{pool}")
+        look("CLIENT", "KILL", "ID", connection)
+        await broker.enqueue([job("a")])
+        taken = await ringing
+        again = await idle.take("idle", "n", 1, lease_ms=60_000, policy_version=0)
+    assert idle.link.opened == 2
+    assert [lease.job_id for lease in again.leases] == ["a"]
+    assert taken.leases in ([], again.leases)
+    await idle.link.close()
+
+
+async def test_a_take_that_was_given_up_tells_what_it_had_begun(broker: Broker) -> None:
+    await broker.enqueue([job("a")])
+    taken = await broker.take("w", "n", 1, lease_ms=60_000, policy_version=0)
+    assert await broker.give_up_take("w", "n") == taken.leases
+
+
+async def test_a_take_that_was_given_up_begins_nothing_later(broker: Broker) -> None:
+    assert await broker.give_up_take("w", "n1") == []
+    await broker.enqueue([job("a")])
+    late = await broker.take("w", "n1", 1, lease_ms=60_000, policy_version=0)
+    assert late.leases == []
+    next_one = await broker.take("w", "n2", 1, lease_ms=60_000, policy_version=0)
+    assert [lease.job_id for lease in next_one.leases] == ["a"]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocols.dialects.base import Piece
@@ -103,6 +103,7 @@ def test_every_piece_opens_or_goes_on_with_the_block_before_it(
         assert bool(piece.id and piece.name) == (piece.kind == "tool_use")
 
 
+@example(tokens=[b"</think>"], params=SampleParams(), reading=Reading(MARKUP))
 @given(tokens=pieces(), params=PARAMS, reading=st.sampled_from(READINGS))
 def test_the_sample_ends_where_its_view_does(
     tokens: list[bytes], params: SampleParams, reading: Reading

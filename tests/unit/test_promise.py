@@ -85,6 +85,27 @@ async def test_many_waits_that_end_together_wake_their_loop_once(
     assert len(rung) == 2
 
 
+def test_what_a_loop_gives_in_one_turn_wakes_another_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    doorbell, loop = Doorbell(), asyncio.new_event_loop()
+    waiters: list[asyncio.Future[None]] = [loop.create_future() for _ in range(9)]
+    rung: list[Callable[[], object]] = []
+    monkeypatch.setattr(loop, "call_soon_threadsafe", rung.append)
+
+    async def give() -> None:
+        for waiter in waiters:
+            doorbell.wake(waiter, None)
+        assert not rung
+        await asyncio.sleep(0)
+        assert len(rung) == 1
+
+    asyncio.run(give())
+    rung[0]()
+    assert all(waiter.done() for waiter in waiters)
+    loop.close()
+
+
 def test_a_loop_that_has_ended_is_forgotten() -> None:
     doorbell, loop = Doorbell(), asyncio.new_event_loop()
     waiter: asyncio.Future[None] = loop.create_future()

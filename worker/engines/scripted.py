@@ -60,7 +60,6 @@ _SPECIAL = {
     TOOL: b"<|tool|>",
 }
 _BY_NAME = {name.decode(): token_id for token_id, name in _SPECIAL.items()}
-_USER_BYTES = pack_numbers(TokenIds([USER]))
 _PIECES = [_SPECIAL.get(token_id) or bytes((token_id,)) for token_id in range(VOCABULARY)]
 _LOGPROBS = [-(step + 1) / 32 for step in range(64)]
 _MARK = re.compile(f"({'|'.join(map(re.escape, _BY_NAME))})")
@@ -202,7 +201,9 @@ class ScriptedGeneration:
         self._script = call.script or Script()
         answer = _answer(call, engine.tokenizer.markup)
         most = call.params.max_tokens or CONTEXT_TOKENS
-        self._ids = TokenIds([*answer, END][:most])
+        self._ids = TokenIds(answer[:most])
+        if most > len(answer):
+            self._ids.append(END)
         self._reason: FinishReason = "stop" if most > len(answer) else "length"
         kept = [len(ids) for ids in call.kept] or [0] * call.params.n
         self._drawn = {i: drawn for i, drawn in enumerate(kept) if i not in call.ended}
@@ -335,15 +336,17 @@ def _answer(call: Call, markup: Markup) -> bytes:
 def _echo(call: Call) -> bytes:
     """The last user turn of the prompt, or all of it where it has no turns."""
     raw = pack_numbers(call.prompt_ids)
-    at = raw.rfind(_USER_BYTES)  # no token has the first of these bytes but at its beginning
+    low, high = raw[::4], raw[1::4]
+    at = high.rfind(b"\1")
+    while at >= 0 and low[at] != USER & 255:
+        at = high.rfind(b"\1", 0, at)
     if at < 0:
         return bytes(i for i in call.prompt_ids if i < END)
-    said, special = raw[at + 4 :: 4], raw[at + 5 :: 4]
-    return said[: special.index(b"\1")]
+    return low[at + 1 : high.index(b"\1", at + 1)]
 
 
 def _bytes_as_ids(text: bytes) -> TokenIds:
     """One token per byte."""
     wide = bytearray(4 * len(text))
     wide[::4] = text
-    return TokenIds.from_bytes(bytes(wide))
+    return TokenIds.from_bytes(wide)

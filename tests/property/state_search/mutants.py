@@ -309,7 +309,12 @@ _ORDERS = (
         "local ROOMS = { 'delayed', 'alone' }",
         hunt("cancel", kinds=_OLD_WEIGHTS),
     ),
-    Mutant("take: gate", "if gate ~= 'open' then return { gate, {}, 0 } end", "", hunt("pause")),
+    Mutant(
+        "take: gate",
+        "if gate ~= 'open' and slots > 0 then return { gate, {}, 0 } end",
+        "",
+        hunt("pause"),
+    ),
     Mutant(
         "sweep: only delays that are over",
         "promote(P, 'delayed', now, now, most)",
