@@ -9,7 +9,7 @@ import sys
 from array import array
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import msgspec
 
@@ -24,10 +24,11 @@ else:  # subscriptable at run time from Python 3.12 on
 class TokenIds(Ints):
     """Token ids, unsigned 32 bit; `numpy.frombuffer(ids, "<u4")` sees them without a copy."""
 
-    def __new__(cls, ids: Iterable[int] = ()) -> Self:
+    def __new__(cls, ids: Iterable[int] | None = None) -> Self:
         """Copy `ids`; raises OverflowError outside 0 .. 2**32 - 1."""
-        made = cast("Self", super().__new__(cls, "I"))
-        made.extend(ids)  # not by the constructor, which takes bytes for raw items
+        made: Self = super().__new__(cls, "I")  # pyright: ignore[reportAssignmentType]
+        if ids is not None:
+            made.extend(ids)  # not by the constructor, which takes bytes for raw items
         return made
 
     @classmethod
@@ -39,10 +40,11 @@ class TokenIds(Ints):
 class Logprobs(Floats):
     """Natural-log probabilities, 32-bit floats; `numpy.frombuffer(values, "<f4")` sees them without a copy."""
 
-    def __new__(cls, values: Iterable[float] = ()) -> Self:
+    def __new__(cls, values: Iterable[float] | None = None) -> Self:
         """Copy `values`, rounded to 32 bits."""
-        made = cast("Self", super().__new__(cls, "f"))
-        made.extend(values)
+        made: Self = super().__new__(cls, "f")  # pyright: ignore[reportAssignmentType]
+        if values is not None:
+            made.extend(values)
         return made
 
     @classmethod

@@ -162,6 +162,7 @@ class LeaseKeeper:
     def drop(self, attempt: Attempt) -> None:
         """Renew it no longer."""
         self._held.discard(attempt)
+        attempt.grew = _ignore  # it refers to the attempt: without this cycle all that hangs on it is freed at once
 
     def _run(self) -> None:
         try:

@@ -66,22 +66,23 @@ class Attempt:
         """Called after each segment of a job that is streamed."""
         self._generation: Generation | None = None
         self._stopped = False
-        self._going, self._resting = asyncio.Event(), asyncio.Event()
-        self._going.set()
-        self._resting.set()
+        self._held: asyncio.Event | None = None
+        """Set when it may go on; None while it is not held, as most never are."""
+        self._resting: asyncio.Event | None = None
+        """Set when the engine has given it back; None where nobody waits for that."""
         self._begun_s = time.monotonic()
         self._limit_tokens = 0
 
     def give(self, order: Order) -> None:
         """End the attempt: at once where it generates, else before it would begin to. The first order counts."""
         self.order = self.order or order
-        self._going.set()
+        self.go_on()
         self._stop_drawing()
 
     @property
     def held(self) -> bool:
         """Whether it is to wait, with its tokens, until it may go on."""
-        return not self._going.is_set()
+        return self._held is not None
 
     @property
     def generating(self) -> bool:
@@ -91,17 +92,21 @@ class Attempt:
     async def rest(self) -> None:
         """Hold, and wait until the engine has given it back."""
         self.hold()
-        await self._resting.wait()
+        if self._generation is not None:
+            self._resting = self._resting or asyncio.Event()
+            await self._resting.wait()
 
     def hold(self) -> None:
         """Draw no more tokens for now; those that were drawn stay."""
         if self.order is None:
-            self._going.clear()
+            self._held = self._held or asyncio.Event()
             self._stop_drawing()
 
     def go_on(self) -> None:
         """Draw again, after the tokens that are there."""
-        self._going.set()
+        if self._held is not None:
+            self._held.set()
+            self._held = None
 
     def _stop_drawing(self) -> None:
         self._stopped = True
@@ -152,8 +157,8 @@ class Attempt:
     async def _may_draw(self) -> bool:
         """Whether a sample lacks its end; waits while it is held, and raises Interrupted where an order came."""
         unfinished = self._unfinished
-        if unfinished:
-            await self._going.wait()  # an order, a deadline or a lost lease ends this as well
+        while unfinished and self._held is not None:
+            await self._held.wait()  # an order, a deadline or a lost lease ends this as well
         if self.order is not None:
             raise Interrupted
         return unfinished
@@ -162,7 +167,6 @@ class Attempt:
         """Until the samples have ended, or the attempt is to draw no more for now."""
         self._stopped = False
         generation = self._generation = engine.generate(call)
-        self._resting.clear()
         try:
             async for segment in generation:
                 if self.samples[segment.index].add(segment):
@@ -171,7 +175,9 @@ class Attempt:
                     self.grew()
         finally:
             self._generation = None
-            self._resting.set()
+            if self._resting is not None:
+                self._resting.set()
+                self._resting = None
             generation.close()
         if self._unfinished and not self._stopped:
             raise EngineFailed("the engine ended a sample without a reason")

@@ -5,10 +5,11 @@ import hashlib
 from collections.abc import Sequence
 from functools import partial
 
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from protocols.dialects.base import Normal
 from protocols.dialects.field import Report
+from protocols.dialects.sampling import NEUTRAL
 from protocols.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedOption
 from protocols.job import Job
 from protocols.message import Block, Image, Message, Reasoning, Text, Thinking, ToolResult, ToolUse
@@ -21,7 +22,7 @@ from worker.turns import images_of, options_of, tools_of, turns_of
 
 THREAD_BYTES = 64 * 1024
 """A longer prompt is tokenized beside the event loop."""
-_PARAMS, _NEUTRAL = SampleParams.__struct_fields__, astuple(SampleParams())
+_PARAMS = frozenset(SampleParams.__struct_fields__)
 
 
 def check(normal: Normal, engine: Engine, pool: str) -> None:
@@ -33,8 +34,8 @@ def check(normal: Normal, engine: Engine, pool: str) -> None:
         )
     _check_blocks(normal.state, engine)
     params = normal.state.sample_params
-    for name, value, neutral in zip(_PARAMS, astuple(params), _NEUTRAL, strict=True):
-        if value != neutral and name not in engine.capabilities:
+    for name in sorted(_PARAMS - engine.capabilities):
+        if getattr(params, name) != getattr(NEUTRAL, name):
             raise UnsupportedOption(f"`{name}`: engine {engine.name} cannot honour it", param=name)
     if normal.options.script and "script" not in engine.capabilities:
         raise UnsupportedOption(

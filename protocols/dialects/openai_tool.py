@@ -98,6 +98,8 @@ def offer(
     report: Report,
 ) -> Offer:
     """The tools and which of them may or must be called; raises RequestError."""
+    if tools is None and choice is None and parallel is None:
+        return Offer()
     items = [
         (at, item.function)
         for at, item in enumerate(tools or ())

@@ -123,3 +123,22 @@ async def test_it_works_again_after_a_pause() -> None:
     assert await gathered.answer(1) == 1
     assert await gathered.answer(2) == 2
     assert sender.batches == [[1], [2]]
+
+
+async def test_what_is_brought_before_a_batch_goes_with_it() -> None:
+    sender, elsewhere = Sender(held=True), [5, 6]
+
+    def gather() -> None:
+        while elsewhere:
+            gathered.put(elsewhere.pop(0), told.append)
+
+    told: list[int | Exception] = []
+    gathered = Coalescer(sender, size=lambda item: item, gather=gather)
+    gathered.put(4, told.append)
+    await sender.asked.wait()
+    elsewhere += [7, 8]
+    sender.free.set()
+    await gathered.close()
+    assert sender.batches == [[4, 5, 6], [7, 8]]
+    assert told == [4, 5, 6, 7, 8]
+    assert not gathered.waiting

@@ -1,11 +1,15 @@
-"""How long the server has been there without a gap."""
+"""How long the server has been there without a gap, and what a lease keeper keeps of an attempt that has ended."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
 
 from worker import lease
-from worker.lease import Contact
+from protocols.queue.rows import Lease
+from worker.lease import Contact, LeaseKeeper
+from worker.pipeline import Attempt
 
 
 @pytest.fixture
@@ -65,3 +69,17 @@ def test_the_first_answer_late_does_not_count_what_was_before(clock: SimpleNames
     clock.now += 100
     contact.seen(1)
     assert not contact.whole_lease
+
+
+def test_an_attempt_that_was_dropped_is_freed_without_a_collection() -> None:
+    keeper = LeaseKeeper("redis://localhost", "pool", "w", lease_s=15, crash_limit=3)
+    attempt = Attempt(Lease(job_id="j", fence="1:n", lane="normal", left_ms=None, fields={}))
+    there = weakref.ref(attempt)
+    gc.disable()
+    try:
+        keeper.hold(attempt)
+        keeper.drop(attempt)
+        del attempt
+        assert there() is None
+    finally:
+        gc.enable()

@@ -367,3 +367,12 @@ async def test_a_call_does_not_wait_for_the_answer_to_the_one_before() -> None:
         await server.start()
         assert [await first, await second] == [b"OK", b"OK"]
         assert server.connections == 2
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 128, 1000])
+def test_a_command_of_any_length_is_packed_as_redis_has_it(count: int) -> None:
+    packed = wire_module._packed  # pyright: ignore[reportPrivateUsage]
+    command = ["SET", *(b"\r\n$" * i for i in range(count - 1))]
+    words = [word.encode() if isinstance(word, str) else word for word in command]
+    told = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+    assert packed(command) == b"*%d\r\n%b" % (count, told)

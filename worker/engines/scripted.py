@@ -9,7 +9,8 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
 
 import msgspec
 
@@ -75,7 +76,7 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> TokenIds:
         """One token per byte."""
-        return _bytes_as_ids(text.encode())
+        return _as_ids(text.encode())
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Bytes as UTF-8; special tokens as their names, or left out."""
@@ -95,13 +96,16 @@ class ByteTokenizer:
 
         `options` change nothing: it thinks where its script does.
         """
-        ids = TokenIds()
+        low, marks = bytearray(), list[int]()
         for turn in _all(turns, tools):
-            ids.append(_ROLES[turn["role"]])
-            ids.extend(_bytes_as_ids(_written(turn).encode()))
-            ids.append(CLOSE)
-        ids.append(ASSISTANT)
-        return ids
+            marks.append(len(low))
+            low.append(_ROLES[turn["role"]] & 255)
+            low += _written(turn).encode()
+            marks.append(len(low))
+            low.append(CLOSE & 255)
+        marks.append(len(low))
+        low.append(ASSISTANT & 255)
+        return _as_ids(low, marks)
 
     def write(
         self,
@@ -208,35 +212,52 @@ class ScriptedGeneration:
         kept = [len(ids) for ids in call.kept] or [0] * call.params.n
         self._drawn = {i: drawn for i, drawn in enumerate(kept) if i not in call.ended}
         """Tokens drawn so far of each sample that has not ended."""
-        self._changed = asyncio.Event()
+        self._pausing: asyncio.Event | None = None
+        self._turn: Iterator[int] | None = None
+        self._due_tokens = 0
         self._paced_s = asyncio.get_running_loop().time()
         engine.running_samples += len(self._drawn)
 
-    def __aiter__(self) -> AsyncIterator[Segment]:
-        return self._segments()
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Segment:
+        while True:
+            for index in self._turn or ():
+                segment = self._next(index)
+                if segment is not None:
+                    return segment
+            if self._turn is not None:
+                self._break_if_told()
+            if not self._drawn:
+                raise StopAsyncIteration
+            self._due_tokens = await self._due()
+            self._turn = iter(list(self._drawn))
+
+    def _next(self, index: int) -> Segment | None:
+        """What is due of a sample; None where nothing is, or it has ended."""
+        start = self._drawn.get(index)
+        if start is None:
+            return None
+        end = min(start + self._due_tokens, self._end(start))
+        if end == start < len(self._ids):
+            return None
+        self._drawn[index] = end
+        if end == len(self._ids):
+            self.stop(index)
+        return self._segment(index, start, end)
 
     def stop(self, index: int) -> None:
         """End one sample."""
         if self._drawn.pop(index, None) is not None:
             self._engine.running_samples -= 1
-            self._changed.set()
+            if self._pausing is not None:
+                self._pausing.set()
 
     def close(self) -> None:
         """End all."""
         for index in list(self._drawn):
             self.stop(index)
-
-    async def _segments(self) -> AsyncIterator[Segment]:
-        while self._drawn:
-            due = await self._due()
-            for index, start in list(self._drawn.items()):
-                end = min(start + due, self._end(start))
-                if index in self._drawn and (end > start or end == len(self._ids)):
-                    self._drawn[index] = end
-                    if end == len(self._ids):
-                        self.stop(index)
-                    yield self._segment(index, start, end)
-            self._break_if_told()
 
     def _end(self, drawn: int) -> int:
         """How far a sample may come: not past a failure."""
@@ -263,8 +284,8 @@ class ScriptedGeneration:
     async def _due(self) -> int:
         """How many more tokens of each sample are due; waits for the next one."""
         pace_s = self._script.ms_per_token / 1000
-        hangs = all(self._end(drawn) == drawn < len(self._ids) for drawn in self._drawn.values())
-        if hangs:
+        fails, whole = self._script.fail is not None, len(self._ids)
+        if fails and all(self._end(drawn) == drawn < whole for drawn in self._drawn.values()):
             await self._pause(None if self._script.fail == "hang" else 0)
             return 0
         if pace_s == 0:
@@ -277,16 +298,17 @@ class ScriptedGeneration:
 
     async def _pause(self, seconds: float | None) -> None:
         """Sleep, unless a sample is ended from outside."""
-        self._changed.clear()
+        self._pausing = asyncio.Event()
         try:
             async with asyncio.timeout(seconds):
-                await self._changed.wait()
+                await self._pausing.wait()
         except TimeoutError:
             return
 
     def _break_if_told(self) -> None:
         """Fail once a sample has come to the token that the script names."""
-        if not any(drawn >= self._script.at_token for drawn in self._drawn.values()):
+        fails = self._script.fail is not None
+        if not (fails and any(drawn >= self._script.at_token for drawn in self._drawn.values())):
             return
         if self._script.fail == "error":
             raise EngineFailed(f"the script fails at token {self._script.at_token}")
@@ -345,8 +367,10 @@ def _echo(call: Call) -> bytes:
     return low[at + 1 : high.index(b"\1", at + 1)]
 
 
-def _bytes_as_ids(text: bytes) -> TokenIds:
-    """One token per byte."""
-    wide = bytearray(4 * len(text))
-    wide[::4] = text
+def _as_ids(low: bytes | bytearray, marks: Sequence[int] = ()) -> TokenIds:
+    """One token per byte; at `marks` a special one, of which it is the low byte."""
+    wide = bytearray(4 * len(low))
+    wide[::4] = low
+    for at in marks:
+        wide[4 * at + 1] = 1
     return TokenIds.from_bytes(wide)
