@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from worker import lease
 from protocols.queue.rows import Lease
+from worker import lease
 from worker.lease import Contact, LeaseKeeper
 from worker.pipeline import Attempt
 
