@@ -306,8 +306,11 @@ async def counters() -> dict[str, int]:
 
 
 def warm_start() -> dict[str, float]:
-    """Of a process with an engine that could generate; the model is converted already."""
-    program = "import asyncio; from worker.engines.torch_engine import TorchEngine; asyncio.run(TorchEngine().start())"
+    """Of a process, until it has an engine that could generate; the model is converted already."""
+    program = (
+        "import asyncio, os; from worker.engines.torch_engine import TorchEngine; "
+        "asyncio.run(TorchEngine().start()); os._exit(0)"
+    )
     before, start_s = os.times(), time.perf_counter()
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
     after = os.times()

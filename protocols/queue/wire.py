@@ -34,6 +34,8 @@ _error = cast("Callable[[str], Exception]", DefaultParser.parse_error)  # pyrigh
 
 PIECE = 64
 """Arguments that are packed together."""
+FEED_BYTES = 16 * 1024
+"""Given to hiredis at once: behind each answer it moves all that it was given and has not read."""
 
 
 def _packed(command: Command) -> bytes:
@@ -135,9 +137,10 @@ class SocketWire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the transport."""
         try:
-            self._reader.feed(data)
-            while (answer := self._reader.gets()) is not _NOTHING_YET:
-                self._answers.append(answer)
+            for start in range(0, len(data), FEED_BYTES):
+                self._reader.feed(data, start, min(FEED_BYTES, len(data) - start))
+                while (answer := self._reader.gets()) is not _NOTHING_YET:
+                    self._answers.append(answer)
         except InvalidResponse as error:
             self._lose(error)
         else:
