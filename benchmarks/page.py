@@ -124,8 +124,9 @@ def torch_rows() -> Iterator[Row]:
         "torch engine: positions that a group of 8 on 512 tokens forwards", group, "512", file
     )
     yield Row("torch engine: the same of a second turn with 40 new tokens", turn, "≤ 41", file)
-    cpu_s = found["start"]["warm start CPU s"]
-    yield Row("torch engine: warm start, CPU seconds", f"{cpu_s:.1f}", "≤ 5", file)
+    wall_s, cpu_s = (found["start"][f"warm start {what}s"] for what in ("", "CPU "))
+    told = f"{wall_s:.1f}; {cpu_s:.1f}"
+    yield Row("torch engine: warm start, seconds; of CPU", told, "≤ 5", file)
 
 
 def gateway_rows() -> Iterator[Row]:

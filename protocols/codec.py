@@ -45,9 +45,9 @@ def pack_numbers(numbers: TokenIds | Logprobs) -> bytes:
     return swapped.tobytes()
 
 
-def _to_wire(value: object) -> bytes:
+def _to_wire(value: object) -> bytes | memoryview:
     if isinstance(value, TokenIds | Logprobs):
-        return pack_numbers(value)
+        return memoryview(value) if sys.byteorder == "little" else pack_numbers(value)
     raise NotImplementedError(f"{type(value).__name__} does not travel")
 
 

@@ -90,8 +90,10 @@ class JobStatus(StrEnum):
     @property
     def terminal(self) -> bool:
         """Whether the job has its reply."""
-        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+        return self not in _LIVE
 
+
+_LIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 ROLLOUT_STATUS: dict[JobStatus, Status] = {
     JobStatus.QUEUED: Status.INIT,
