@@ -108,7 +108,7 @@ class Courier:
         """Jobs on their way to the server; whether one was heard to have ended meanwhile."""
         self._arriving: deque[tuple[Job | str, ReplyPromise]] = deque()
         self._woken = False
-        """Whether the thread will take in what arrives: it was woken, or has a call under way and will look then."""
+        """Whether the thread will take in what arrives: it was woken, or has jobs to send and looks before it does."""
         self._closing = self._closed = False
         self._alone_since: float | None = None
         self._collected: list[tuple[str, int]] = []
@@ -203,6 +203,7 @@ class Courier:
                 runner.run(self._carry())
         finally:  # the loop has ended: what came too late for it, or what it broke on
             self._closing = self._closed = True
+            self._woken = False  # whoever comes later finds the loop closed
             self._take_arrived()
             self._fail_all(RolloutError(CLOSED))
             self._abandon_pulls()

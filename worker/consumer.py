@@ -19,7 +19,7 @@ from worker.pipeline import Attempt, Order
 GATE_POLL_S = 0.5
 SLOT_POLL_S = 0.25
 BELL_S = 2.0
-"""The longest wait for a job; its take is of the slots and the version that the worker had when it began."""
+"""The longest wait for a job."""
 GIVE_UP_S = 2.0
 SETTLE_S = 30.0
 ABOUT_TO_END_S = 1.0
@@ -62,6 +62,7 @@ class Consumer:
         self._holding_back = self._alone = self._still = False
         self._attempts: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._giving_up: asyncio.Task[None] | None = None
         self._slot_freed = asyncio.Event()
         self._open = asyncio.Event()
         self.mode: Mode | None = None
@@ -127,22 +128,27 @@ class Consumer:
 
     async def run(self) -> None:
         """Take and run jobs until cancelled; attempts under way go on."""
-        bell_s = 0.0
+        emptied: int | None = None  # the policy version of a take that has just left nothing
         while True:
-            await self._open.wait()
+            if not self._open.is_set():
+                emptied = None
+                await self._open.wait()
             free = self._slots - len(self._attempts)
             if free <= 0 or self._held_back() or (self._attempts and self._pressed()):
+                emptied = None
                 await self._wait_for_slot()
                 continue
             version = self._policy_version()
-            taken = await self._take(free, bell_s)
-            bell_s = 0.0
+            waits = emptied == version
+            asked = 1 if waits else free  # one job ends the wait; then it is judged anew how many
+            taken = await self._take(asked, BELL_S if waits else 0.0)
+            emptied = None
             if taken.gate != "open":
                 await asyncio.sleep(GATE_POLL_S)
             elif taken.hold:
                 self._hold_back(taken)
-            elif len(taken.leases) < free and self._policy_version() == version:
-                bell_s = BELL_S
+            elif len(taken.leases) < asked:
+                emptied = version
 
     async def _wait_for_slot(self) -> None:
         self._slot_freed.clear()
@@ -164,21 +170,22 @@ class Consumer:
         self._holding_back = bool(self._attempts) and not got_on
         return self._holding_back
 
-    async def _take(self, free: int, bell_s: float) -> Taken:
+    async def _take(self, slots: int, bell_s: float) -> Taken:
         self._takes += 1
         nonce = f"{self._nonce}.{self._takes}"
         try:
             taken = await self._broker.take(
                 self._worker,
                 nonce,
-                free,
+                slots,
                 lease_ms=self._lease_ms,
                 policy_version=self._policy_version(),
                 holding=len(self._attempts),
                 bell_s=bell_s,
             )
         except asyncio.CancelledError:
-            await self._give_up_take(nonce)
+            # a task of its own, for this one may be cancelled once more
+            self._giving_up = asyncio.create_task(self._give_up_take(nonce))
             raise
         for lease in taken.leases:
             self._begin(lease)
@@ -223,6 +230,8 @@ class Consumer:
 
         What is about to end does so first. `hurry` ends the grace.
         """
+        if self._giving_up is not None:
+            await self._giving_up
         hurried = asyncio.create_task(hurry.wait())
         about_s = min(ABOUT_TO_END_S, grace_s)
         await self._wait_for_all(about_s, hurried)

@@ -22,7 +22,7 @@ from worker.turns import images_of, options_of, tools_of, turns_of
 
 THREAD_BYTES = 64 * 1024
 """A longer prompt is tokenized beside the event loop."""
-_PARAMS = frozenset(SampleParams.__struct_fields__)
+_PARAMS = SampleParams.__struct_fields__
 
 
 def check(normal: Normal, engine: Engine, pool: str) -> None:
@@ -34,7 +34,7 @@ def check(normal: Normal, engine: Engine, pool: str) -> None:
         )
     _check_blocks(normal.state, engine)
     params = normal.state.sample_params
-    for name in sorted(_PARAMS - engine.capabilities):
+    for name in [name for name in _PARAMS if name not in engine.capabilities]:
         if getattr(params, name) != getattr(NEUTRAL, name):
             raise UnsupportedOption(f"`{name}`: engine {engine.name} cannot honour it", param=name)
     if normal.options.script and "script" not in engine.capabilities:

@@ -23,7 +23,7 @@ from protocols.errors import (
 )
 from protocols.job import Job, JobStatus, Reply
 from protocols.queue.keys import BELL, GROUP, LANES, Keys
-from protocols.queue.link import Argument, Command, Link
+from protocols.queue.link import Argument, Command, ConnectionGone, Link
 from protocols.queue.rows import (
     REPLY_FIELDS,
     STATUS,
@@ -302,16 +302,18 @@ class Broker:
             answers = await self.link.calls(
                 [bell, self._fcall("take", args)], block_s=bell_s, only=self.link.opened
             )
-        except ServerUnavailable:
+        except ConnectionGone:
             return None
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                if not _lacks_preparation(answer):
-                    raise refusal(answer, self.link.address)
+        rung, row = answers
+        if isinstance(row, list) and row[1]:
+            return row  # whatever the bell has said
+        for refused in (row, rung):
+            if isinstance(refused, ResponseError):
+                if not _lacks_preparation(refused):
+                    raise refusal(refused, self.link.address)
                 await self.prepare()
                 return None
-        rung, row = answers
-        if not rung and not row[1] and time.monotonic() - began_s < EARLY_S:
+        if not rung and time.monotonic() - began_s < EARLY_S:
             await asyncio.sleep(EARLY_S)  # a wait that somebody ended early shall not become a spin
         return row
 

@@ -138,6 +138,10 @@ def _pass_cancellation(error: Exception) -> None:
         raise asyncio.CancelledError from error
 
 
+class ConnectionGone(ServerUnavailable):
+    """What was to be sent on one certain connection, which is lost."""
+
+
 class Link:
     """One connection; the answers to calls come in the order of the calls."""
 
@@ -179,7 +183,7 @@ class Link:
         """The answers to several commands sent at once; a refused command's answer is its ResponseError.
 
         `only` says which connection they are meant for, by what `opened` was: they are sent once,
-        and raise ServerUnavailable where it is gone.
+        and raise ConnectionGone where it is gone.
         """
         loop = asyncio.get_running_loop()
         began_s, pause_s = loop.time(), FIRST_PAUSE_S
@@ -234,8 +238,8 @@ class Link:
             return "is it running, is the URL right, and does that port speak TLS?"
         return "is it running, and is the URL right?"
 
-    def _lost(self) -> ServerUnavailable:
-        return ServerUnavailable(f"the connection to Redis at {self.address} was lost; judge anew")
+    def _lost(self) -> ConnectionGone:
+        return ConnectionGone(f"the connection to Redis at {self.address} was lost; judge anew")
 
     @property
     def _patience_s(self) -> float:
