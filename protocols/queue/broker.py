@@ -305,15 +305,14 @@ class Broker:
         except ConnectionGone:
             return None
         rung, row = answers
-        if isinstance(row, list) and row[1]:
-            return row  # whatever the bell has said
-        for refused in (row, rung):
-            if isinstance(refused, ResponseError):
-                if not _lacks_preparation(refused):
-                    raise refusal(refused, self.link.address)
-                await self.prepare()
-                return None
-        if not rung and time.monotonic() - began_s < EARLY_S:
+        refusals = [answer for answer in answers if isinstance(answer, ResponseError)]
+        # whatever the bell has said, jobs that were begun count
+        if refusals and (row is refusals[-1] or not row[1]):
+            if not _lacks_preparation(refusals[-1]):
+                raise refusal(refusals[-1], self.link.address)
+            await self.prepare()
+            return None
+        if not (rung or row[1]) and time.monotonic() - began_s < EARLY_S:
             await asyncio.sleep(EARLY_S)  # a wait that somebody ended early shall not become a spin
         return row
 
