@@ -19,7 +19,7 @@ from worker.pipeline import Attempt, Order
 GATE_POLL_S = 0.5
 SLOT_POLL_S = 0.25
 BELL_S = 2.0
-"""The longest wait for a job."""
+"""The longest wait for a job; docs/decisions/0013 has why few are taken behind it."""
 GIVE_UP_S = 2.0
 SETTLE_S = 30.0
 ABOUT_TO_END_S = 1.0
@@ -128,27 +128,27 @@ class Consumer:
 
     async def run(self) -> None:
         """Take and run jobs until cancelled; attempts under way go on."""
-        emptied: int | None = None  # the policy version of a take that has just left nothing
+        awaited = (
+            0  # how many jobs the next wait is for; 0: no wait, and as many as there are slots
+        )
         while True:
             if not self._open.is_set():
-                emptied = None
+                awaited = 0
                 await self._open.wait()
             free = self._slots - len(self._attempts)
             if free <= 0 or self._held_back() or (self._attempts and self._pressed()):
-                emptied = None
+                awaited = 0
                 await self._wait_for_slot()
                 continue
             version = self._policy_version()
-            waits = emptied == version
-            asked = 1 if waits else free  # one job ends the wait; then it is judged anew how many
-            taken = await self._take(asked, BELL_S if waits else 0.0)
-            emptied = None
+            taken = await self._take(min(free, awaited) or free, BELL_S if awaited else 0.0)
+            awaited = 0
             if taken.gate != "open":
                 await asyncio.sleep(GATE_POLL_S)
             elif taken.hold:
                 self._hold_back(taken)
-            elif len(taken.leases) < asked:
-                emptied = version
+            elif self._policy_version() == version:
+                awaited = max(1, 2 * len(taken.leases))
 
     async def _wait_for_slot(self) -> None:
         self._slot_freed.clear()

@@ -94,7 +94,7 @@ local function admit(P, gone, lane, read, fields, now)
 end
 
 -- Read up to `most` entries of one lane, in portions that keep the bytes of one call bounded: nobody knows how large the
--- next entry is, so the first portion is one and each may be twice the one before.
+-- next entry is, so the first portion is one and each may be four times the one before.
 local function read_lane(P, worker, lane, most, bytes)
   local stream, got, biggest, portion = P .. ':jobs:' .. lane, {}, 64 * 1024, 1
   while #got < most and bytes > 0 do
@@ -108,15 +108,16 @@ local function read_lane(P, worker, lane, most, bytes)
       got[#got + 1] = entry
     end
     if #entries < portion then return got, bytes, true end
-    portion = 2 * portion
+    portion = 4 * portion
   end
   return got, bytes, false
 end
 
 -- How many entries each lane may give of `slots`: what was handed back first, then 8:4:1, going round across calls.
 local function shares(P, slots)
-  local turn, share = tonumber(redis.call('HGET', P, 'turn')) or 0, { high = 0, normal = 0, low = 0 }
-  for k = 1, slots do
+  local turn, rounds = tonumber(redis.call('HGET', P, 'turn')) or 0, math.floor(slots / #TURNS)
+  local share = { high = 8 * rounds, normal = 4 * rounds, low = rounds }
+  for k = 1, slots % #TURNS do
     local lane = TURNS[(turn + k) % #TURNS + 1]
     share[lane] = share[lane] + 1
   end
@@ -211,14 +212,15 @@ local function take(keys, args)
   local gates = redis.call('HMGET', P .. ':desired', 'gate', 'gate@' .. worker)
   local gate = gates[2] or gates[1] or 'missing'
   if gate ~= 'open' and slots > 0 then return { gate, {}, 0 } end
-  local before = taken_before(P, worker, nonce, now_ms())
+  local now = now_ms()
+  local before = taken_before(P, worker, nonce, now)
   if before then return { gate, before, redis.call('HGET', P .. ':worker:' .. worker, 'take_hold') == '1' and 1 or 0 } end
   if slots == 0 then
     redis.call('HSET', P .. ':worker:' .. worker, 'take_nonce', nonce, 'take_ids', '', 'take_hold', 0)
     return { gate, {}, 0 }
   end
 
-  local now, jobs, leases, ids = now_ms(), {}, {}, {}
+  local jobs, leases, ids = {}, {}, {}
   local gone, expiry = ends(now), tostring(now + tonumber(args[4]))
   promote(P, 'parked', version, now, slots)
   local alone, hold = lone(P, worker, tonumber(args[6]), now)
