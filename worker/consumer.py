@@ -148,7 +148,7 @@ class Consumer:
             elif taken.hold:
                 self._hold_back(taken)
             elif self._policy_version() == version:
-                awaited = max(1, 2 * len(taken.leases))
+                awaited = max(1, 4 * len(taken.leases))
 
     async def _wait_for_slot(self) -> None:
         self._slot_freed.clear()
