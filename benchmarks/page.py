@@ -84,7 +84,7 @@ def queue_rows() -> Iterator[Row]:
         name = " ".join(found["server"].split()[::2]).replace("v=", "")
         for way, aims in QUEUE_AIMS.items():
             for figure, (what, target) in aims.items():
-                ratio = f"{found['ratios'][way][figure]:.2f}"
+                ratio = f"{found['ratios'][way][figure]:.3f}"
                 yield Row(f"{name}: {what}, beside the pipeline", ratio, target, file)
 
 
