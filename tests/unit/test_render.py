@@ -80,6 +80,12 @@ def test_an_option_that_the_engine_lacks_is_refused_by_name(name: str, value: ob
     assert "engine small" in refused.value.message
 
 
+def test_of_several_such_options_the_first_is_named() -> None:
+    with pytest.raises(UnsupportedOption) as refused:
+        check(normal(prompt="x", params=SampleParams(top_k=5, min_tokens=2)), ENGINE, "p")
+    assert refused.value.param == "min_tokens"
+
+
 def test_a_neutral_value_of_an_option_that_the_engine_lacks_passes() -> None:
     check(normal(prompt="x", params=SampleParams(top_k=0, min_tokens=0)), ENGINE, "p")
 
