@@ -5,6 +5,7 @@ sample only grows, and what is read is a copy of its first tokens.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from worker.framer import Framer
 from worker.parse import Sample
 
 UNIT_TOKENS = 256
-"""Most tokens that share frames: bounds what one segment weighs."""
+"""Most tokens that share frames: bounds what one segment weighs, and how long the lease keeper's loop is held."""
 PORTION_BYTES = 1024 * 1024
 """About the most that one renewal carries of one job."""
 
@@ -111,7 +112,7 @@ class StreamedCheckpoint(Checkpoint):
             if self._ended:
                 return []
             try:
-                self._cut_new()
+                self._cut_new(UNIT_TOKENS)
             except Exception:  # in the keeper's thread: the job fails by it, not the worker
                 log.exception("frames could not be made")
                 self._framer, self._ended = _Broken(), True
@@ -146,7 +147,9 @@ class StreamedCheckpoint(Checkpoint):
                 for index, start, end in self._cuts
             ]
 
-    def _cut_new(self) -> None:
+    def _cut_new(self, most_tokens: float = math.inf) -> None:
+        """Make segments of what is new, up to so many tokens; the rest is new the next time."""
+        tokens = 0
         for index, sample in enumerate(self._samples):
             at = self._cut[index]
             marks = {end for i, end in self._wanted if i == index}
@@ -155,6 +158,9 @@ class StreamedCheckpoint(Checkpoint):
                 self._cut[index] = segment.start + len(segment.token_ids)
                 self._cuts.append((index, segment.start, self._cut[index]))
                 self._unwritten.append(self._framer.add(segment))
+                tokens += len(segment.token_ids)
+                if tokens >= most_tokens:
+                    return
 
 
 class _Broken(Framer):

@@ -7,8 +7,9 @@ import pytest
 
 from protocols.job import Segment
 from protocols.rollout_state import FinishReason, Logprobs, SampleParams, TokenIds
-from worker.checkpoint import Checkpoint
+from worker.checkpoint import UNIT_TOKENS, Checkpoint, StreamedCheckpoint
 from worker.engines.scripted import ByteTokenizer
+from worker.framer import Framer
 from worker.parse import Sample
 
 FAR_TOKENS, FAR_S = 10**9, 1e9
@@ -189,3 +190,30 @@ def test_checkpoints_read_while_a_sample_grows_join_to_what_it_became() -> None:
         again.add(segment)
     for field in ("ids", "logprobs", "top_ids", "top_logprobs", "versions", "finish_reason"):
         assert getattr(again, field) == getattr(one, field), field
+
+
+class Frames(Framer):
+    """Notes for how many tokens frames were made."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def add(self, segment: Segment) -> Segment:
+        self.tokens.append(len(segment.token_ids))
+        return segment
+
+
+def test_frames_are_made_of_few_tokens_at_a_time() -> None:
+    """Else a long answer that comes at once would hold the lease keeper's loop."""
+    one, frames = sample(), Frames()
+    checkpoint = StreamedCheckpoint([one], frames, ())
+    grow(one, 2 * UNIT_TOKENS + 1, finish_reason="length")
+    sent: list[Segment] = []
+    while checkpoint.due(1, 0):
+        new = checkpoint.segments()
+        assert sum(frames.tokens) - sum(len(part.token_ids) for part in sent) <= UNIT_TOKENS
+        checkpoint.written(new)
+        sent += new
+    assert frames.tokens == [UNIT_TOKENS, UNIT_TOKENS, 1]
+    assert [part.start for part in sent] == [0, UNIT_TOKENS, 2 * UNIT_TOKENS]
+    assert [part.finish_reason for part in sent] == [None, None, "length"]
