@@ -45,9 +45,9 @@ def pack_numbers(numbers: TokenIds | Logprobs) -> bytes:
     return swapped.tobytes()
 
 
-def _to_wire(value: object) -> bytes | memoryview:
+def _to_wire(value: object) -> bytes:
     if isinstance(value, TokenIds | Logprobs):
-        return memoryview(value) if sys.byteorder == "little" else pack_numbers(value)
+        return pack_numbers(value)
     raise NotImplementedError(f"{type(value).__name__} does not travel")
 
 

@@ -128,9 +128,8 @@ class Consumer:
 
     async def run(self) -> None:
         """Take and run jobs until cancelled; attempts under way go on."""
-        awaited = (
-            0  # how many jobs the next wait is for; 0: no wait, and as many as there are slots
-        )
+        awaited = 0
+        # how many jobs the next wait is for; 0: no wait, and as many as there are slots
         while True:
             if not self._open.is_set():
                 awaited = 0

@@ -123,4 +123,4 @@ class Sample:
         if self._reading.thinking or not marks:
             return self._reading.thinking
         raw = b"".join(map(self._tokenizer.token_bytes, self.ids))
-        return True in [mark.encode() in raw for mark in marks]
+        return any(mark.encode() in raw for mark in marks)

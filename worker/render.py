@@ -34,8 +34,8 @@ def check(normal: Normal, engine: Engine, pool: str) -> None:
         )
     _check_blocks(normal.state, engine)
     params = normal.state.sample_params
-    for name in [name for name in _PARAMS if name not in engine.capabilities]:
-        if getattr(params, name) != getattr(NEUTRAL, name):
+    for name in _PARAMS:
+        if name not in engine.capabilities and getattr(params, name) != getattr(NEUTRAL, name):
             raise UnsupportedOption(f"`{name}`: engine {engine.name} cannot honour it", param=name)
     if normal.options.script and "script" not in engine.capabilities:
         raise UnsupportedOption(

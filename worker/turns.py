@@ -99,9 +99,6 @@ def _turns(
 
 def _user(content: Sequence[Block], names: dict[str, str]) -> Iterable[Turn]:
     """Results and what stands between them, in order."""
-    if len(content) == 1 and isinstance(content[0], Text):  # as nearly always
-        yield Turn(role="user", content=content[0].text)
-        return
     for is_result, blocks in groupby(content, lambda block: isinstance(block, ToolResult)):
         if not is_result:
             yield Turn(role="user", content=_text(blocks))

@@ -189,6 +189,7 @@ def serve(url: str, pool: str, folder: Path, *, batches: int, keep_s: float) -> 
 
 def _hear_no_more(number: int) -> None:
     """Leaving takes some seconds; on a second signal arq would end before its jobs have."""
+    log.info("leaving: what is under way is left to another")
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, lambda: None)

@@ -94,7 +94,7 @@ local function admit(P, gone, lane, read, fields, now)
 end
 
 -- Read up to `most` entries of one lane, in portions that keep the bytes of one call bounded: nobody knows how large the
--- next entry is, so the first portion is one and each may be four times the one before.
+-- next entry is, so the first portion is one and each may be twice the one before.
 local function read_lane(P, worker, lane, most, bytes)
   local stream, got, biggest, portion = P .. ':jobs:' .. lane, {}, 64 * 1024, 1
   while #got < most and bytes > 0 do
@@ -108,7 +108,7 @@ local function read_lane(P, worker, lane, most, bytes)
       got[#got + 1] = entry
     end
     if #entries < portion then return got, bytes, true end
-    portion = 4 * portion
+    portion = 2 * portion
   end
   return got, bytes, false
 end
@@ -116,7 +116,8 @@ end
 -- How many entries each lane may give of `slots`: what was handed back first, then 8:4:1, going round across calls.
 local function shares(P, slots)
   local turn, rounds = tonumber(redis.call('HGET', P, 'turn')) or 0, math.floor(slots / #TURNS)
-  local share = { high = 8 * rounds, normal = 4 * rounds, low = rounds }
+  local share = { high = 0, normal = 0, low = 0 }
+  for _, lane in ipairs(TURNS) do share[lane] = share[lane] + rounds end
   for k = 1, slots % #TURNS do
     local lane = TURNS[(turn + k) % #TURNS + 1]
     share[lane] = share[lane] + 1

@@ -133,10 +133,10 @@ def test_a_worker_that_is_told_twice_to_leave_hands_its_batch_over(
     batch = submitted(rolloutq, write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
     with batch_worker(folders[0], url, pool) as worker:
         wait_until(lambda: look.length("low"), "rows in flight")
-        for _ in range(2):  # the second within the 2 s that its runner takes to leave
-            assert "left, for" not in worker.output
-            worker.signal(signal.SIGTERM)
-            time.sleep(0.3)
+        worker.signal(signal.SIGTERM)
+        worker.wait_for("leaving: ")
+        assert "left, for" not in worker.output  # its runner takes 2 s to leave
+        worker.signal(signal.SIGTERM)
         worker.wait()
         assert f"{batch}: left, for this worker leaves" in worker.output
         assert "InvalidStateError" not in worker.output

@@ -91,12 +91,15 @@ async def test_a_take_never_exceeds_the_slots(broker: Broker, take: Take, slots:
     assert len({lease.job_id for leases in taken for lease in leases}) == min(2 * slots, 90)
 
 
-async def test_lanes_share_a_take_eight_to_four_to_one(broker: Broker, take: Take) -> None:
+@pytest.mark.parametrize("rounds", [1, 3])
+async def test_lanes_share_a_take_eight_to_four_to_one(
+    broker: Broker, take: Take, rounds: int
+) -> None:
     lanes = ("low", "normal", "high")
-    await broker.enqueue([job(f"{lane}-{i}", lane=lane) for lane in lanes for i in range(30)])
+    await broker.enqueue([job(f"{lane}-{i}", lane=lane) for lane in lanes for i in range(50)])
     for _ in range(2):
-        lanes_taken = [lease.lane for lease in await take(13)]
-        assert lanes_taken == ["high"] * 8 + ["normal"] * 4 + ["low"]
+        lanes_taken = [lease.lane for lease in await take(13 * rounds)]
+        assert lanes_taken == ["high"] * 8 * rounds + ["normal"] * 4 * rounds + ["low"] * rounds
 
 
 async def test_no_lane_starves_by_single_slots(broker: Broker, take: Take) -> None:

@@ -14,13 +14,16 @@ from worker.pipeline import Attempt, run_job
 
 LIMIT_S = 20
 TEXT = "x" * 40
+PACE_MS = 5
+LONG_ENOUGH_S = 4 * PACE_MS / 1000
+"""What draws has drawn some tokens by then."""
 
 
 class Running:
     """An attempt under way, a token every few milliseconds."""
 
     def __init__(self) -> None:
-        body = encode_json(scripted(TEXT, ms_per_token=5))
+        body = encode_json(scripted(TEXT, ms_per_token=PACE_MS))
         fields = {b"body": body}
         lease = Lease(job_id="j", fence="1:n", lane="normal", left_ms=None, fields=fields)
         self.attempt = Attempt(lease)
@@ -54,8 +57,7 @@ async def test_what_is_held_draws_nothing_until_it_may_go_on(running: Running) -
     drawn = running.drawn
     assert running.attempt.held
     assert not running.attempt.generating
-    for _ in range(20):
-        await asyncio.sleep(0.001)
+    await asyncio.sleep(LONG_ENOUGH_S)
     assert running.drawn == drawn
     running.attempt.go_on()
     await running.says_all()
@@ -67,8 +69,7 @@ async def test_who_is_held_again_at_once_draws_nothing(running: Running) -> None
     drawn = running.drawn
     running.attempt.go_on()
     running.attempt.hold()
-    for _ in range(20):
-        await asyncio.sleep(0.001)
+    await asyncio.sleep(LONG_ENOUGH_S)
     assert (running.drawn, running.attempt.generating) == (drawn, False)
     running.attempt.go_on()
     await running.says_all()
@@ -85,8 +86,7 @@ async def test_two_may_wait_for_the_same_rest(running: Running) -> None:
 async def test_what_rests_before_it_has_begun_waits_with_its_first_token(running: Running) -> None:
     await running.attempt.rest()
     begun = asyncio.create_task(running.begin())
-    for _ in range(20):
-        await asyncio.sleep(0.001)
+    await asyncio.sleep(LONG_ENOUGH_S)
     assert (running.drawn, running.attempt.generating) == (0, False)
     running.attempt.go_on()
     await begun

@@ -76,7 +76,7 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> TokenIds:
         """One token per byte."""
-        return _as_ids(text.encode())
+        return _bytes_as_ids(text.encode())
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Bytes as UTF-8; special tokens as their names, or left out."""
@@ -96,16 +96,13 @@ class ByteTokenizer:
 
         `options` change nothing: it thinks where its script does.
         """
-        low, marks = bytearray(), list[int]()
+        ids = TokenIds()
         for turn in _all(turns, tools):
-            marks.append(len(low))
-            low.append(_ROLES[turn["role"]] & 255)
-            low += _written(turn).encode()
-            marks.append(len(low))
-            low.append(CLOSE & 255)
-        marks.append(len(low))
-        low.append(ASSISTANT & 255)
-        return _as_ids(low, marks)
+            ids.append(_ROLES[turn["role"]])
+            ids.extend(_bytes_as_ids(_written(turn).encode()))
+            ids.append(CLOSE)
+        ids.append(ASSISTANT)
+        return ids
 
     def write(
         self,
@@ -307,8 +304,9 @@ class ScriptedGeneration:
 
     def _break_if_told(self) -> None:
         """Fail once a sample has come to the token that the script names."""
-        fails = self._script.fail is not None
-        if not (fails and any(drawn >= self._script.at_token for drawn in self._drawn.values())):
+        if self._script.fail is None:
+            return
+        if not any(drawn >= self._script.at_token for drawn in self._drawn.values()):
             return
         if self._script.fail == "error":
             raise EngineFailed(f"the script fails at token {self._script.at_token}")
@@ -358,7 +356,7 @@ def _answer(call: Call, markup: Markup) -> bytes:
 def _echo(call: Call) -> bytes:
     """The last user turn of the prompt, or all of it where it has no turns."""
     raw = pack_numbers(call.prompt_ids)
-    low, high = raw[::4], raw[1::4]
+    low, high = raw[::4], raw[1::4]  # the high byte of a special token is 1, of any other 0
     at = high.rfind(b"\1")
     while at >= 0 and low[at] != USER & 255:
         at = high.rfind(b"\1", 0, at)
@@ -367,10 +365,8 @@ def _echo(call: Call) -> bytes:
     return low[at + 1 : high.index(b"\1", at + 1)]
 
 
-def _as_ids(low: bytes | bytearray, marks: Sequence[int] = ()) -> TokenIds:
-    """One token per byte; at `marks` a special one, of which it is the low byte."""
-    wide = bytearray(4 * len(low))
-    wide[::4] = low
-    for at in marks:
-        wide[4 * at + 1] = 1
+def _bytes_as_ids(text: bytes) -> TokenIds:
+    """One token per byte."""
+    wide = bytearray(4 * len(text))
+    wide[::4] = text
     return TokenIds.from_bytes(wide)
