@@ -146,7 +146,7 @@ class Consumer:
                 await asyncio.sleep(GATE_POLL_S)
             elif taken.hold:
                 self._hold_back(taken)
-            elif self._policy_version() == version:
+            elif self._policy_version() == version and not taken.again:
                 awaited = max(1, 4 * len(taken.leases))
 
     async def _wait_for_slot(self) -> None:

@@ -283,6 +283,7 @@ class Broker:
         """Read up to `slots` jobs and begin them, for a worker that holds `holding` already.
 
         With `bell_s` only once a job has arrived in any lane, or after so long; that holds the link.
+        Then it gives nothing that was lost or handed back, for the worker may be frozen by now.
         The same nonce gives the same jobs again.
         """
         args = (worker, nonce, slots, lease_ms, policy_version, holding)
@@ -300,7 +301,7 @@ class Broker:
         began_s = time.monotonic()
         try:
             answers = await self.link.calls(
-                [bell, self._fcall("take", args)], block_s=bell_s, only=self.link.opened
+                [bell, self._fcall("take", (*args, 1))], block_s=bell_s, only=self.link.opened
             )
         except ConnectionGone:
             return None

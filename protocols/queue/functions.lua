@@ -14,7 +14,7 @@
 --   kept:<sample> checkpoints                       tokens of each sample in the progress stream; how often it grew
 --   events                                          what happened to earlier attempts: `<ms> <what> <whom>;` ...
 
-local VERSION = 6
+local VERSION = 7
 local GROUP, BELL = 'workers', 'bell'
 local LANES = { 'resume', 'high', 'normal', 'low' }
 local ROOMS = { 'delayed', 'parked', 'alone' } -- where a queued job waits whose entry was read

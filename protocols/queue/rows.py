@@ -138,6 +138,8 @@ class Taken(NamedTuple):
     leases: list[Lease]
     hold: bool
     """Take nothing else until the worker holds no job, or the one job taken has a new checkpoint."""
+    again: bool = False
+    """After a wait: there may be jobs that only a take without one is given; ask at once."""
 
 
 class Beaten(NamedTuple):
@@ -268,8 +270,8 @@ def _cuts(fields: dict[bytes, bytes]) -> str | None:
 
 def taken_of(row: list[Any]) -> Taken:
     """The answer of `take`."""
-    gate, jobs, hold = row
-    return Taken(gate.decode(), [_lease_of(job) for job in jobs], hold == 1)
+    gate, jobs, hold, *again = row
+    return Taken(gate.decode(), [_lease_of(job) for job in jobs], hold == 1, again == [1])
 
 
 def _lease_of(row: list[Any]) -> Lease:

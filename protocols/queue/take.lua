@@ -126,7 +126,7 @@ local function shares(P, slots)
   return share
 end
 
-local function read_lanes(P, worker, slots)
+local function read_lanes(P, worker, slots, waited)
   local bytes, left, drained, batch = TAKE_BYTES, slots, {}, {}
   local function read(lane, most)
     if most <= 0 or bytes <= 0 or drained[lane] then return end
@@ -135,7 +135,7 @@ local function read_lanes(P, worker, slots)
     for _, entry in ipairs(got) do batch[#batch + 1] = { lane, entry } end
     left = left - #got
   end
-  read('resume', left)
+  if not waited then read('resume', left) end
   if left > 0 then
     local share = shares(P, left)
     for _, lane in ipairs({ 'high', 'normal', 'low' }) do read(lane, share[lane]) end
@@ -201,13 +201,16 @@ local function taken_before(P, worker, nonce, now)
   return jobs
 end
 
--- args: worker, nonce, slots, lease_ms, policy version, jobs that the worker holds
+-- args: worker, nonce, slots, lease_ms, policy version, jobs that the worker holds, 1 if the call waited for the bell
 -- -> {gate, {{entry, id, fence, lane, ms to its deadline, {field, value, ...}, {checkpoint entries}}...}, hold}
 -- Reading and beginning are one step. hold is 1 where the worker shall take nothing else until it holds no job.
+-- A worker that waited may be frozen by now, so it is given nothing that was lost, handed back or quarantined: else frozen
+-- workers, one after the other, would make a dead letter of an innocent job. It is told, as a fourth value, 1 where there
+-- may be such jobs, which it shall ask for without a wait.
 -- A worker that has not waited for the answer asks again with 0 slots: it hears what was begun, and if that call comes
 -- later, it begins nothing.
 local function take(keys, args)
-  local P, worker, nonce, slots, version = keys[1], args[1], args[2], tonumber(args[3]), tonumber(args[5])
+  local P, worker, nonce, slots, version, waited = keys[1], args[1], args[2], tonumber(args[3]), tonumber(args[5]), args[7] == '1'
   local missing = unprepared(P)
   if missing then return missing end
   local gates = redis.call('HMGET', P .. ':desired', 'gate', 'gate@' .. worker)
@@ -224,14 +227,15 @@ local function take(keys, args)
   local jobs, leases, ids = {}, {}, {}
   local gone, expiry = ends(now), tostring(now + tonumber(args[4]))
   promote(P, 'parked', version, now, slots)
-  local alone, hold = lone(P, worker, tonumber(args[6]), now)
+  local alone, hold
+  if not waited then alone, hold = lone(P, worker, tonumber(args[6]), now) end
   local batch, drained = {}, false
   if alone then
     local held = held_of(P, alone)
     local copy = held.entry and redis.call('XRANGE', P .. ':jobs:' .. held.lane, held.entry, held.entry)[1]
     if copy and held.status == 'queued' then batch = { { held.lane, copy } } end
   elseif not hold then
-    batch, drained = read_lanes(P, worker, slots)
+    batch, drained = read_lanes(P, worker, slots, waited)
   end
   for _, read in ipairs(batch) do
     local lane, entry, flat = read[1], read[2][1], read[2][2]
@@ -258,9 +262,10 @@ local function take(keys, args)
   end
   settle(P, gone)
   if drained then -- nothing waits: whoever listens need not be told of what was taken
-    for _, lane in ipairs(LANES) do redis.pcall('XGROUP', 'SETID', P .. ':jobs:' .. lane, BELL, '$') end
+    for i = waited and 2 or 1, #LANES do redis.pcall('XGROUP', 'SETID', P .. ':jobs:' .. LANES[i], BELL, '$') end
   end
-  return { gate, jobs, hold and 1 or 0 }
+  if not waited then return { gate, jobs, hold and 1 or 0 } end
+  return { gate, jobs, 0, redis.call('XLEN', P .. ':jobs:resume') + redis.call('ZCARD', P .. ':alone') > 0 and 1 or 0 }
 end
 
 step('enqueue', enqueue, {})

@@ -7,6 +7,7 @@ import pytest
 
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
+from protocols.queue.rows import Hold
 from protocols.queue.wire import SocketWire
 from tests.job_body import job
 from tests.pool_look import Look, until, until_blocked
@@ -131,3 +132,19 @@ async def test_new_weights_during_a_wait_are_not_waited_with(
         await broker.enqueue([job("a", min_version=1)])
         await ends(look, "a")
     assert "parked for policy version 1" in look.reply("a")["events"]
+
+
+async def test_a_job_that_was_handed_back_does_not_wait_with_who_waits(
+    broker: Broker, look: Look, worker: Worker, pool: str
+) -> None:
+    """The take behind the bell is not given it; the next take is, and has to come at once."""
+    own_gate = (broker.keys.desired, f"gate@{NAME}")
+    async with asyncio.timeout(AT_ONCE_S):
+        look("HSET", *own_gate, "closed")
+        await broker.enqueue([job("a")])
+        taken = await broker.take("other", "n", 1, lease_ms=60_000, policy_version=0)
+        look("HDEL", *own_gate)
+        await until_blocked(look, f"{NAME}-{pool}")
+        await broker.release([Hold("a", lease.fence) for lease in taken.leases])
+        await ends(look, "a")
+    assert look.reply("a")["handbacks"] == "1"

@@ -108,8 +108,50 @@ async def test_a_handed_back_job_wakes_an_idle_worker(
     async with asyncio.timeout(AT_ONCE_S):
         ringing = await waits(idle, look, f"idle-{pool}")
         await broker.release([Hold("a", lease.fence)])
-        assert [lease.job_id for lease in (await ringing).leases] == ["a"]
+        assert (await ringing).again
     await idle.link.close()
+
+
+async def lose(broker: Broker, take: Take, job_id: str) -> None:
+    """A worker takes that job and dies."""
+    assert [lease.job_id for lease in await take(1, worker="dead", lease_ms=1)] == [job_id]
+    await asyncio.sleep(0.01)
+    assert (await broker.sweep(most=9, crash_limit=3, reclaim=True, orphan_ms=0)).reclaimed == 1
+
+
+@pytest.mark.parametrize("losses", [1, 2], ids=["lost", "quarantined"])
+async def test_a_lost_job_is_not_given_to_who_waited_and_may_be_frozen(
+    broker: Broker, take: Take, losses: int
+) -> None:
+    await broker.enqueue([job("a")])
+    for _ in range(losses):
+        await lose(broker, take, "a")
+    waited = await broker.take("w", "n1", 9, lease_ms=60_000, policy_version=0, bell_s=0.05)
+    assert waited == Taken("open", [], hold=False, again=True)
+    assert [lease.job_id for lease in await take()] == ["a"]
+
+
+async def test_who_waited_is_given_new_jobs_and_told_of_a_lost_one(
+    broker: Broker, take: Take
+) -> None:
+    await broker.enqueue([job("a")])
+    await lose(broker, take, "a")
+    await broker.enqueue([job("b")])
+    waited = await broker.take("w", "n1", 9, lease_ms=60_000, policy_version=0, bell_s=0.05)
+    assert [lease.job_id for lease in waited.leases] == ["b"]
+    assert waited.again
+
+
+async def test_a_take_behind_a_wait_leaves_the_bell_of_lost_jobs_ringing(
+    broker: Broker, look: Look, take: Take
+) -> None:
+    await broker.enqueue([job("a")])
+    await lose(broker, take, "a")
+    await broker.enqueue([job("b")])
+    _, begun, *_ = await broker.step("take", "w", "n1", 9, 60_000, 0, 0, 1)
+    assert [row[1] for row in begun] == [b"b"]
+    assert rings(look, broker.keys)
+    assert not rings(look, broker.keys)
 
 
 async def test_one_job_wakes_one_worker(broker: Broker, look: Look) -> None:

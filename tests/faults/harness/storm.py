@@ -9,6 +9,7 @@ from tests.faults.harness.fork import ForkedWorker
 from tests.faults.harness.watch import Leases, Watch
 
 MOST_FROZEN = 2
+MOST_CRASHES = 2
 LONGEST_FREEZE_S = 20.0
 
 
@@ -60,8 +61,16 @@ class Storm:
         self._frozen.clear()
 
     def _victim(self) -> ForkedWorker | None:
+        """A worker that holds a lease, but not of a job that was lost twice in a row: a third loss ends it, rightly."""
         still = {frozen.worker.worker_id for frozen in self._frozen}
-        able = sorted(self.look.held().keys() & self.workers.keys() - still)
+        held = {
+            name: self.look.numbers(leases, "crashes") for name, leases in self.look.held().items()
+        }
+        able = sorted(
+            name
+            for name in held.keys() & self.workers.keys() - still
+            if max(held[name]) < MOST_CRASHES
+        )
         return self.workers[self.rng.choice(able)] if able else None
 
     def _kill(self) -> None:
