@@ -33,6 +33,7 @@ from protocols.errors import (
     ServerUnavailable,
 )
 from protocols.job import Job, JobStatus, Reply
+from protocols.queue import overview
 from protocols.queue.broker import Broker
 from protocols.queue.coalesce import Coalescer
 from protocols.queue.link import Link
@@ -243,6 +244,8 @@ class Courier:
         with contextlib.suppress(QueueError, TimeoutError):  # it only saves memory
             async with asyncio.timeout(GOODBYE_S):
                 await self._tell_collected()
+        # questions and reads under way: to them the end of their connection would look like that of the server
+        await cancel(*asyncio.all_tasks() - {asyncio.current_task()})
         await writing.close()
         await waiting.close()
 
@@ -421,7 +424,7 @@ class Courier:
             self._look(job_id)
 
     async def _notice_dead_fleet(self) -> None:
-        if await self._broker.live_workers(seen_ms=SEEN_MS):
+        if await overview.live_workers(self._broker, seen_ms=SEEN_MS):
             self._alone_since = None
             return
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from protocols.queue import overview
 from protocols.queue.broker import Broker
 
 SEEN_MS = 10_000
@@ -38,7 +39,7 @@ class Fleet(msgspec.Struct, frozen=True):
 
 async def look(broker: Broker) -> Fleet:
     """The pool as it is now."""
-    desired = await broker.desired()
+    desired = await overview.desired(broker)
     gate, version = desired.get("gate", "missing"), desired.get("weights", "")
     return Fleet(
         pool=broker.keys.pool,
@@ -48,8 +49,8 @@ async def look(broker: Broker) -> Fleet:
         weights=int(version) if version else None,
         generation=int(desired.get("generation", 0)),
         alone=_alone(desired),
-        workers=await broker.workers(seen_ms=SEEN_MS),
-        depth=await broker.depth(),
+        workers=await overview.workers(broker, seen_ms=SEEN_MS),
+        depth=await overview.depth(broker),
     )
 
 

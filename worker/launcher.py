@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from protocols.cancellation import cancel
 from protocols.errors import ConfigError, QueueError
+from protocols.queue import overview
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
 from worker.config import Config
@@ -111,7 +112,7 @@ class Launcher:
 
     async def _ready(self, broker: Broker) -> bool:
         try:
-            told = await broker.workers(seen_ms=SEEN_MS)
+            told = await overview.workers(broker, seen_ms=SEEN_MS)
         except QueueError:
             return False  # the workers say so themselves
         return all(told.get(seat.holder, {}).get("state") == "serving" for seat in self._seats)

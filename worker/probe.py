@@ -4,6 +4,7 @@ import socket
 from typing import Literal
 
 from protocols.errors import ConfigError
+from protocols.queue import overview
 from protocols.queue.broker import Broker
 from protocols.queue.link import Link
 from worker.config import Config
@@ -25,7 +26,7 @@ async def probe(config: Config, question: Question) -> int:
     """
     link = Link(config.url, name="rolloutq-probe", outage_s=OUTAGE_S)
     try:
-        workers = await Broker(link, config.pool).workers(seen_ms=SEEN_MS)
+        workers = await overview.workers(Broker(link, config.pool), seen_ms=SEEN_MS)
     finally:
         await link.close()
     named = "worker_id" in config.model_fields_set

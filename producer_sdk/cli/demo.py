@@ -18,6 +18,7 @@ from producer_sdk.client import Client
 from producer_sdk.progress import Progress
 from protocols.errors import RolloutError
 from protocols.job import JobStatus, Reply
+from protocols.queue import overview
 from protocols.queue.broker import Broker
 
 READY_LIMIT_S = 300.0
@@ -119,7 +120,7 @@ def _look(stack: Stack, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
     """What the reply keys say, by job."""
 
     async def read(broker: Broker) -> dict[str, dict[str, str]]:
-        return {job_id: await broker.history(job_id) for job_id in job_ids}
+        return {job_id: await overview.history(broker, job_id) for job_id in job_ids}
 
     return ask(stack.where, read)
 

@@ -10,6 +10,7 @@ from producer_sdk.cli.where import Where, ask
 from protocols.codec import JOB_ID
 from protocols.errors import InvalidRequest, JobNotFound
 from protocols.job import JobStatus, Reply
+from protocols.queue import overview
 from protocols.queue.broker import Broker
 
 _TIMES = ("queued_ms", "started_ms", "finished_ms", "deadline_ms")
@@ -42,7 +43,7 @@ def job(job_id: str, /, *, as_json: AsJson = False, where: Where = Where()) -> N
 
 
 async def _look(broker: Broker, job_id: str) -> tuple[dict[str, str], Reply | None]:
-    history = await broker.history(job_id)
+    history = await overview.history(broker, job_id)
     (found,) = await broker.replies([job_id])
     return history, found if isinstance(found, Reply) else None
 

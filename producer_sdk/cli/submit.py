@@ -19,6 +19,7 @@ from producer_sdk.future import Future
 from protocols import codec
 from protocols.errors import InvalidRequest, NoLiveWorker, RolloutError
 from protocols.job import Job, JobStatus, Lane, Reply
+from protocols.queue import overview
 from protocols.queue.broker import Broker
 from protocols.queue.rows import check_job
 
@@ -75,7 +76,7 @@ def submit(
         else:
             print(job.id)
         return GOOD
-    if not ask(where, partial(Broker.live_workers, seen_ms=SEEN_MS)):
+    if not ask(where, partial(overview.live_workers, seen_ms=SEEN_MS)):
         say(f"no live worker for pool {where.pool} yet")
     options = JobOptions(job_id=job.id, lane=how.lane)
     if how.timeout_s is not None:

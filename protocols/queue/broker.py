@@ -1,4 +1,4 @@
-"""The steps of the function library as typed calls. Both sides use them; nothing else talks to the pool's keys."""
+"""The steps of the function library as typed calls, for both sides; overview.py, control.py and dead.py build on it."""
 
 import asyncio
 import secrets
@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
+from redis.exceptions import ResponseError
 
 from protocols.control import default_desired
 from protocols.errors import (
-    ControlBusy,
-    ControlRefused,
-    InvalidCommand,
     InvalidRequest,
     JobConflict,
     PoolNotPrepared,
@@ -24,6 +21,7 @@ from protocols.errors import (
 from protocols.job import Job, JobStatus, Reply
 from protocols.queue.keys import BELL, GROUP, LANES, Keys
 from protocols.queue.link import Argument, Command, ConnectionGone, Link
+from protocols.queue.refusals import FULL_RETRY_S, lacks_preparation, refusal
 from protocols.queue.rows import (
     REPLY_FIELDS,
     STATUS,
@@ -51,7 +49,6 @@ from protocols.queue.rows import (
 from protocols.session import Recalled, SessionTurn
 
 SCHEMA = 1
-FULL_RETRY_S = 1.0
 COPY_WAIT_S = 0.5
 EARLY_S = 0.02
 MARKS_MOST = 4096
@@ -62,13 +59,6 @@ FROM_NOW = "$"
 _PARTS = ("functions", "take", "lease", "sweep", "control")
 LIBRARY = "".join((files("protocols.queue") / f"{part}.lua").read_text() for part in _PARTS)
 LIBRARY_VERSION = int(LIBRARY.partition("local VERSION = ")[2].partition("\n")[0])
-
-_JUDGEMENTS: dict[str, type[RolloutError]] = {
-    "INVALID": InvalidCommand,
-    "REFUSED": ControlRefused,
-    "NOTYET": ControlBusy,
-}
-_UNPREPARED = ("UNPREPARED", "NOGROUP", "UNBLOCKED", "Function not found")
 
 
 class Broker:
@@ -120,7 +110,7 @@ class Broker:
         try:
             there = await self.link.call("FCALL", "rolloutq_version", 1, self.keys.prefix)
         except ResponseError as error:
-            if not _lacks_preparation(error):
+            if not lacks_preparation(error):
                 raise
             there = 0
         if there < LIBRARY_VERSION:
@@ -132,7 +122,7 @@ class Broker:
         try:
             return await self.link.call(*step, only=only)
         except ResponseError as error:
-            if not _lacks_preparation(error):
+            if not lacks_preparation(error):
                 raise refusal(error, self.link.address) from None
         await self.prepare()
         return await self.link.call(*step, only=only)
@@ -151,7 +141,7 @@ class Broker:
         while True:
             answer, copies = await self.link.calls([step, wait], block_s=COPY_WAIT_S)
             if isinstance(answer, ResponseError):
-                if not _lacks_preparation(answer):
+                if not lacks_preparation(answer):
                     raise refusal(answer, self.link.address)
                 await self.prepare()
             elif isinstance(copies, int) and copies >= replicas:
@@ -309,7 +299,7 @@ class Broker:
         refusals = [answer for answer in answers if isinstance(answer, ResponseError)]
         # whatever the bell has said, jobs that were begun count
         if refusals and (row is refusals[-1] or not row[1]):
-            if not _lacks_preparation(refusals[-1]):
+            if not lacks_preparation(refusals[-1]):
                 raise refusal(refusals[-1], self.link.address)
             await self.prepare()
             return None
@@ -408,67 +398,6 @@ class Broker:
             [["ZADD", self.keys.workers, 0, worker], ["DEL", self.keys.worker(worker)]]
         )
 
-    # what anyone may look at
-
-    async def workers(self, *, seen_ms: int) -> dict[str, dict[str, str]]:
-        """What the workers say of themselves, by id: those whose last heartbeat is at most `seen_ms` old."""
-        seconds, micros = await self.link.call("TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        ids = await self.link.call("ZRANGEBYSCORE", self.keys.workers, now_ms - seen_ms, "+inf")
-        rows = await self.link.calls([["HGETALL", self.keys.worker(raw.decode())] for raw in ids])
-        return {
-            raw.decode(): {k: v for k, v in texts(row).items() if not k.startswith("take_")}
-            for raw, row in zip(ids, rows, strict=True)
-        }
-
-    async def live_workers(self, *, seen_ms: int) -> int:
-        """How many workers have a heartbeat at most `seen_ms` old."""
-        seconds, micros = await self.link.call("TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        return int(await self.link.call("ZCOUNT", self.keys.workers, now_ms - seen_ms, "+inf"))
-
-    async def depth(self) -> dict[str, int]:
-        """Entries by lane (running ones included), leases, delayed and parked jobs, dead letters."""
-        commands = [["XLEN", self.keys.jobs(lane)] for lane in LANES]
-        commands += [
-            ["ZCARD", self.keys.leases],
-            ["ZCARD", self.keys.delayed],
-            ["ZCARD", self.keys.parked],
-            ["XLEN", self.keys.dead],
-        ]
-        names = (*LANES, "leases", "delayed", "parked", "dead")
-        return dict(zip(names, await self.link.calls(commands), strict=True))
-
-    async def desired(self) -> dict[str, str]:
-        """The desired state; empty where there is none."""
-        return texts(await self.link.call("HGETALL", self.keys.desired))
-
-    async def history(self, job_id: str) -> dict[str, str]:
-        """What the reply hash says beside body and state; empty where the job is unknown."""
-        row = await self.link.call("HGETALL", self.keys.reply(job_id))
-        pairs = zip(row[::2], row[1::2], strict=True)
-        return {k.decode(): v.decode() for k, v in pairs if k not in (b"body", b"state")}
-
 
 def _flat(fields: Mapping[str, str | int | bytes]) -> list[Argument]:
     return [part for pair in fields.items() for part in pair]
-
-
-def _lacks_preparation(error: ResponseError) -> bool:
-    return any(sign in str(error) for sign in _UNPREPARED)
-
-
-def refusal(error: ResponseError, address: str) -> RolloutError:
-    """What a server's refusal means to a caller."""
-    code, _, told = str(error).partition(" ")
-    if code in _JUDGEMENTS:
-        return _JUDGEMENTS[code](told)
-    if isinstance(error, NoPermissionError):
-        return ServerUnavailable(f"Redis at {address} denies this user a command: {error}")
-    if isinstance(error, OutOfMemoryError) or "OOM" in str(error)[:80]:
-        return ServerUnavailable(
-            f"Redis at {address} is out of memory (maxmemory): it takes no jobs until results "
-            "are collected or expire",
-            retry_after_s=FULL_RETRY_S,
-        )
-    return ServerUnavailable(f"Redis at {address} refuses: {error}")

@@ -6,8 +6,9 @@ import msgspec
 
 from protocols.errors import QueueFull
 from protocols.job import DEFAULT_PROTOCOL
-from protocols.queue.broker import FULL_RETRY_S, Broker
+from protocols.queue.broker import Broker
 from protocols.queue.keys import LANES
+from protocols.queue.refusals import FULL_RETRY_S
 from protocols.queue.rows import body_hash
 
 _LETTER_FIELDS = {

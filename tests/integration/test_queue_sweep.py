@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from protocols.job import JobStatus, Reply
+from protocols.queue import overview
 from protocols.queue.broker import Broker
 from protocols.queue.rows import Hold
 from tests.job_body import ending, job
@@ -245,7 +246,7 @@ async def test_a_worker_that_left_is_forgotten_as_well(
     (lease,) = await take(worker="left")
     await broker.finish([ending(lease)])
     await broker.leave("left")
-    assert await broker.live_workers(seen_ms=60_000) == 0
+    assert await overview.live_workers(broker, seen_ms=60_000) == 0
     await orphaned(broker, look)
     assert look("XINFO CONSUMERS", broker.keys.jobs("normal"), "workers") == []
     assert look("ZRANGE", broker.keys.workers, 0, -1) == []

@@ -7,6 +7,7 @@ import pytest
 
 from protocols.codec import decode_json
 from protocols.job import JobStatus, Reply, Segment
+from protocols.queue import overview
 from protocols.queue.broker import Broker
 from protocols.queue.keys import GROUP, LANES
 from protocols.queue.rows import Ending, Hold, Lease
@@ -82,10 +83,10 @@ async def test_a_parked_job_is_not_spun_and_the_first_worker_with_its_version_ge
     assert await take(5, version=1) == []
     assert everything_of(look, "new") == parked
     assert float(look("ZSCORE", broker.keys.parked, "new")) == 2
-    assert (await broker.depth())["parked"] == 1
+    assert (await overview.depth(broker))["parked"] == 1
     (lease,) = await take(5, version=2)
     assert (lease.job_id, lease.attempt) == ("new", 1)
-    assert (await broker.depth())["parked"] == 0
+    assert (await overview.depth(broker))["parked"] == 0
     await broker.finish([ending(lease)])
     nothing_left()
 

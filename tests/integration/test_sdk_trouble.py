@@ -1,6 +1,8 @@
 """The client in trouble: no server, no worker, a full pool, lost data, wrong settings. No wait is without end."""
 
 import asyncio
+import os
+import signal
 import time
 
 import pytest
@@ -249,3 +251,21 @@ def test_a_callback_is_called_once_with_the_future(client: Client, serve: Serve)
     future.add_done_callback(called.append)
     wait_until(lambda: len(called) == 2, "both were called")
     assert called == [future, future]
+
+
+def test_a_question_that_is_cut_off_by_the_clients_end_is_no_lost_server(
+    fresh_server: StartServer, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = fresh_server()
+    asyncio.run(open_pool(server.url, pool))
+    client = Client(server.url, pool=pool)
+    client.fleet().result(LIMIT_S)
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        asked = client.fleet()
+        client.close()
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    with pytest.raises(RolloutError, match="closed"):
+        asked.result(LIMIT_S)
+    assert "no Redis" not in caplog.text

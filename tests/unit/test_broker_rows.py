@@ -7,7 +7,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from protocols.errors import BodyTooLarge, InvalidRequest, ServerUnavailable
 from protocols.job import DEFAULT_REPLY_TTL_MS, MAX_BODY_BYTES, Job, JobStatus, Reply
-from protocols.queue.broker import refusal
+from protocols.queue.refusals import refusal
 from protocols.queue.rows import Lease, body_hash, check_job, job_of, protocol_of
 
 
