@@ -273,12 +273,16 @@ class Broker:
         """Read up to `slots` jobs and begin them, for a worker that holds `holding` already.
 
         With `bell_s` only once a job has arrived in any lane, or after so long; that holds the link.
-        Then it gives nothing that was lost or handed back, for the worker may be frozen by now.
+        Then it gives new jobs only, none that was begun or put off before, for the worker may be frozen by now.
         The same nonce gives the same jobs again.
         """
         args = (worker, nonce, slots, lease_ms, policy_version, holding)
-        row = await self._take_when_rung(bell_s, args) if bell_s else None
-        return taken_of(row or await self.step("take", *args))
+        if not bell_s:
+            return taken_of(await self.step("take", *args))
+        row = await self._take_when_rung(bell_s, args)
+        if row is not None:
+            return taken_of(row)
+        return taken_of(await self.step("take", *args))._replace(again=True)
 
     async def _take_when_rung(self, bell_s: float, args: Sequence[Argument]) -> list[Any] | None:
         """The answer to a take that travels behind the wait for the bell: between them the server asks nobody.

@@ -206,8 +206,8 @@ local function stop(P, gone, id, held)
   conclude_error(P, gone, id, held, 'cancelled', 'cancelled', 'job ' .. id .. ' was cancelled')
 end
 
--- A job waits for another attempt: alone if it is suspect, else in the resume lane, where the next take finds it first.
--- There its copy keeps the id it was born with. A job that shall stop gets no other attempt.
+-- A job waits for another attempt: alone if it is suspect, else in the resume lane, where the next take that has not waited
+-- finds it first. There its copy keeps the id it was born with. A job that shall stop gets no other attempt.
 local function requeue(P, gone, id, held, now)
   if held.cancel then return stop(P, gone, id, held) end
   if held.alone then

@@ -201,12 +201,18 @@ local function taken_before(P, worker, nonce, now)
   return jobs
 end
 
+-- Whether there is a job that may begin, but not behind a wait.
+local function withheld(P, version)
+  if redis.call('XLEN', P .. ':jobs:resume') > redis.call('XPENDING', P .. ':jobs:resume', GROUP)[1] then return true end
+  return redis.call('ZCARD', P .. ':alone') + redis.call('ZCOUNT', P .. ':parked', '-inf', version) > 0
+end
+
 -- args: worker, nonce, slots, lease_ms, policy version, jobs that the worker holds, 1 if the call waited for the bell
 -- -> {gate, {{entry, id, fence, lane, ms to its deadline, {field, value, ...}, {checkpoint entries}}...}, hold}
 -- Reading and beginning are one step. hold is 1 where the worker shall take nothing else until it holds no job.
--- A worker that waited may be frozen by now, so it is given nothing that was lost, handed back or quarantined: else frozen
--- workers, one after the other, would make a dead letter of an innocent job. It is told, as a fourth value, 1 where there
--- may be such jobs, which it shall ask for without a wait.
+-- A worker that waited may be frozen by now, so it is given new jobs only, none that was lost, handed back, put off or
+-- parked: else frozen workers, one after the other, would make a dead letter of an innocent job. It is told, as a fourth
+-- value, whether there are such jobs (1 or 0), which it shall ask for without a wait.
 -- A worker that has not waited for the answer asks again with 0 slots: it hears what was begun, and if that call comes
 -- later, it begins nothing.
 local function take(keys, args)
@@ -226,9 +232,11 @@ local function take(keys, args)
 
   local jobs, leases, ids = {}, {}, {}
   local gone, expiry = ends(now), tostring(now + tonumber(args[4]))
-  promote(P, 'parked', version, now, slots)
   local alone, hold
-  if not waited then alone, hold = lone(P, worker, tonumber(args[6]), now) end
+  if not waited then
+    promote(P, 'parked', version, now, slots)
+    alone, hold = lone(P, worker, tonumber(args[6]), now)
+  end
   local batch, drained = {}, false
   if alone then
     local held = held_of(P, alone)
@@ -265,7 +273,7 @@ local function take(keys, args)
     for i = waited and 2 or 1, #LANES do redis.pcall('XGROUP', 'SETID', P .. ':jobs:' .. LANES[i], BELL, '$') end
   end
   if not waited then return { gate, jobs, hold and 1 or 0 } end
-  return { gate, jobs, 0, redis.call('XLEN', P .. ':jobs:resume') + redis.call('ZCARD', P .. ':alone') > 0 and 1 or 0 }
+  return { gate, jobs, 0, withheld(P, version) and 1 or 0 }
 end
 
 step('enqueue', enqueue, {})

@@ -108,7 +108,7 @@ async def test_a_handed_back_job_wakes_an_idle_worker(
     async with asyncio.timeout(AT_ONCE_S):
         ringing = await waits(idle, look, f"idle-{pool}")
         await broker.release([Hold("a", lease.fence)])
-        assert (await ringing).again
+        assert await ringing == Taken("open", [], hold=False, again=True)
     await idle.link.close()
 
 

@@ -32,6 +32,8 @@ class Storm:
     freezes: int = 0
     """That ended after a lease of the frozen worker had been reclaimed."""
     tried: int = 0
+    spared: set[str] = field(default_factory=set[str])
+    """Jobs whose worker was left alone."""
     reclaimed_after_s: list[float] = field(default_factory=list[float])
     """From a freeze to the first of its leases reclaimed."""
     workers: dict[str, ForkedWorker] = field(default_factory=dict[str, ForkedWorker])
@@ -61,16 +63,16 @@ class Storm:
         self._frozen.clear()
 
     def _victim(self) -> ForkedWorker | None:
-        """A worker that holds a lease, but not of a job that was lost twice in a row: a third loss ends it, rightly."""
-        still = {frozen.worker.worker_id for frozen in self._frozen}
-        held = {
-            name: self.look.numbers(leases, "crashes") for name, leases in self.look.held().items()
-        }
-        able = sorted(
-            name
-            for name in held.keys() & self.workers.keys() - still
-            if max(held[name]) < MOST_CRASHES
-        )
+        """A worker that holds a lease, but none of a job that was lost twice in a row: a third loss rightly ends it."""
+        held = self.look.held()
+        for frozen in self._frozen:
+            held.pop(frozen.worker.worker_id, None)
+        able: list[str] = []
+        for name in sorted(held.keys() & self.workers.keys()):
+            crashes = zip(held[name], self.look.numbers(held[name], "crashes"), strict=True)
+            suspects = [job_id for job_id, lost in crashes if lost >= MOST_CRASHES]
+            self.spared.update(suspects)
+            able += [] if suspects else [name]
         return self.workers[self.rng.choice(able)] if able else None
 
     def _kill(self) -> None:

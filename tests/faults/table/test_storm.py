@@ -99,7 +99,8 @@ def test_every_job_is_answered_once_through_kills_and_freezes(
     size = median(seen.checkpoint_tokens) / TOKENS
     begun = sum(map(len, seen.fences.values()))
     line.note = (
-        f"{storm.kills} kills, {storm.freezes} freezes, {len(refused)} zombies refused, {dead} dead; "
+        f"{storm.kills} kills, {storm.freezes} freezes, {len(refused)} zombies refused, {dead} dead, "
+        f"{len(storm.spared)} spared; "
         f"{begun} attempts; a checkpoint holds {size:.1%} of a job; {took_s:.0f} s"
     )
     assert storm.kills >= faults

@@ -124,7 +124,7 @@ def _told(scope: Scope, world: World, move: Move, answer: Any) -> World:  # noqa
 
 
 def _taken(scope: Scope, world: World, move: Move, answer: Any) -> World:  # noqa: ANN401
-    worker, (_, rows, hold) = world.workers[move.who], answer
+    worker, (_, rows, hold, *_) = world.workers[move.who], answer
     begun: list[Attempt] = []
     nonce = str(move.operations[0][2])
     for _, raw_job, raw_fence, _, _, _, kept, _ in rows:

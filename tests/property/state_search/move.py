@@ -133,7 +133,9 @@ def _of_workers(scope: Scope, world: World) -> Iterator[Move]:
 def _takes(world: World, who: int, slots: int, held: int) -> Iterator[Move]:
     nonce, version = f"n{world.takes}", str(world.versions[who])
     rest = (nonce, str(slots), str(LEASE_MS), version)
-    yield Move(f"w{who} takes up to {slots}", "take", (("take", f"w{who}", *rest, str(held)),), who)
+    take = ("take", f"w{who}", *rest, str(held))
+    yield Move(f"w{who} takes up to {slots}", "take", (take,), who)
+    yield Move(f"w{who} takes up to {slots} behind a wait", "wait", ((*take, "1"),), who)
 
 
 def _broken_takes(world: World) -> Iterator[Move]:

@@ -299,9 +299,33 @@ _ORDERS = (
     ),
     Mutant(
         "take: what is parked goes on",
-        "  promote(P, 'parked', version, now, slots)\n",
+        "    promote(P, 'parked', version, now, slots)\n",
         "",
         hunt(kinds=_OLD_WEIGHTS),
+    ),
+    Mutant(
+        "take, behind a wait: nothing that was begun before",
+        "if not waited then read('resume', left) end",
+        "read('resume', left)",
+        hunt("release", "wait"),
+    ),
+    Mutant(
+        "take, behind a wait: nothing parked or quarantined",
+        "  if not waited then\n    promote",
+        "  if true then\n    promote",
+        hunt("wait", kinds=_TOKENLESS, crash_limit=3),
+    ),
+    Mutant(
+        "take, behind a wait: tells of what waits to go on",
+        "withheld(P, version) and 1 or 0",
+        "0",
+        hunt("release", "wait"),
+    ),
+    Mutant(
+        "take, behind a wait: tells of nothing else",
+        "> redis.call('XPENDING', P .. ':jobs:resume', GROUP)[1] then",
+        "> 0 then",
+        hunt("release", "wait"),
     ),
     Mutant(
         "rooms: the parked wait too",

@@ -30,6 +30,7 @@ SCOPES = (
         "lost answers",
         TWO,
         BASE
+        | {"wait": 1}
         | _GROW
         | _GIVE_UP
         | _LOSE
@@ -60,7 +61,7 @@ SCOPES = (
     Scope(
         "parked",
         (Kind("a", tokens=(0,)), Kind("b", min_version=1, tokens=(0,))),
-        BASE | {"release": 1, "half_take": 1, "cancel": 1},
+        BASE | {"wait": 2} | {"release": 1, "half_take": 1, "cancel": 1},
         *(5, 10),
         slots=(1,),
         versions=(0, 1),
@@ -96,7 +97,7 @@ SCOPES = (
     Scope(
         "quarantine beside another",
         (Kind("a", tokens=(1,)), Kind("b", tokens=(0,))),
-        BASE | {"checkpoint": 1, "release": 1, "finish": 1},
+        BASE | {"wait": 2} | {"checkpoint": 1, "release": 1, "finish": 1},
         *(6, 11),
         slots=(2,),
     ),
@@ -128,7 +129,16 @@ SCOPES = (
         | _HALVES
         | _AFTERWARDS
         | _CONTROL
-        | {"both": 1, "crash": 1, "doubt": 1, "again": 1, "other": 1, "cancel": 1, "flush": 1},
+        | {
+            "wait": 1,
+            "both": 1,
+            "crash": 1,
+            "doubt": 1,
+            "again": 1,
+            "other": 1,
+            "cancel": 1,
+            "flush": 1,
+        },
         *(2, 4),
         versions=(0, 1),
     ),

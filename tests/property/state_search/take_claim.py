@@ -8,7 +8,7 @@ from tests.property.state_search.world import LEASE_MS, Right
 
 
 def wrong_take(case: Case) -> Iterator[str]:
-    gate, rows, hold = case.answer
+    gate, rows, hold, *again = case.answer
     begun = {row[1].decode(): row for row in rows}
     if case.before.desired["gate"] != "open":
         if rows or gate == b"open" or not case.idle:
@@ -29,7 +29,21 @@ def wrong_take(case: Case) -> Iterator[str]:
         yield "a take begins more jobs than the worker has slots"
     for job in case.touched:
         yield from _wrong_taken(case, job, alone=len(started) == 1 and hold == 1)
-    yield from _wrong_parked(case)
+    yield from _wrong_wait(case, again) if case.move.kind == "wait" else _wrong_parked(case)
+
+
+def _wrong_wait(case: Case, again: list[int]) -> Iterator[str]:
+    """Who waited may be frozen: it is given new jobs only, and told of others that could begin."""
+    old = [job for job in case.touched if case.before.place(job) not in ("lane", "unknown")]
+    if old:
+        yield f"a take behind a wait changes {old}, which are not new"
+    version = int(case.move.operations[0][5])
+    parked = [job for job, at in case.after.sets["parked"].items() if at <= version]
+    resumed = [entry for entry in case.after.entries.values() if entry.lane == "resume"]
+    unread = [entry.job for entry in resumed if entry.state == "unread"]
+    held_back = [*unread, *parked, *case.after.sets["alone"]]
+    if again != [int(bool(held_back))]:
+        yield f"a take behind a wait says {again} of {held_back}"
 
 
 def _wrong_parked(case: Case) -> Iterator[str]:
@@ -51,7 +65,7 @@ def _still_held(case: Case) -> set[str]:
     """Of the jobs that the lost answer gave, those that are still this attempt's."""
     assert case.world.wire
     rights = case.world.ghost.rights
-    _, rows, _ = case.world.wire.answer
+    _, rows, *_ = case.world.wire.answer
     nonce = str(case.move.operations[0][2])
     return {row[1].decode() for row in rows if rights.get(row[1].decode()) == Right(nonce)}
 
