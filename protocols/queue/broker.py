@@ -273,7 +273,7 @@ class Broker:
         """Read up to `slots` jobs and begin them, for a worker that holds `holding` already.
 
         With `bell_s` only once a job has arrived in any lane, or after so long; that holds the link.
-        Then it gives new jobs only, none that was begun or put off before, for the worker may be frozen by now.
+        Then it gives new jobs, or none where others wait to go on, for the worker may be frozen by now.
         The same nonce gives the same jobs again.
         """
         args = (worker, nonce, slots, lease_ms, policy_version, holding)

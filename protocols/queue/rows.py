@@ -139,7 +139,7 @@ class Taken(NamedTuple):
     hold: bool
     """Take nothing else until the worker holds no job, or the one job taken has a new checkpoint."""
     again: bool = False
-    """It came after a wait, and there may be jobs that only a take without one is given: ask at once."""
+    """It came after a wait, and there may be jobs that only a take without a wait is given: ask at once."""
 
 
 class Beaten(NamedTuple):

@@ -126,7 +126,7 @@ local function shares(P, slots)
   return share
 end
 
-local function read_lanes(P, worker, slots, waited)
+local function read_lanes(P, worker, slots)
   local bytes, left, drained, batch = TAKE_BYTES, slots, {}, {}
   local function read(lane, most)
     if most <= 0 or bytes <= 0 or drained[lane] then return end
@@ -135,7 +135,7 @@ local function read_lanes(P, worker, slots, waited)
     for _, entry in ipairs(got) do batch[#batch + 1] = { lane, entry } end
     left = left - #got
   end
-  if not waited then read('resume', left) end
+  read('resume', left)
   if left > 0 then
     local share = shares(P, left)
     for _, lane in ipairs({ 'high', 'normal', 'low' }) do read(lane, share[lane]) end
@@ -201,8 +201,8 @@ local function taken_before(P, worker, nonce, now)
   return jobs
 end
 
--- Whether there is a job that may begin, but not behind a wait.
-local function withheld(P, version)
+-- Whether a job waits to go on that was begun or put off before.
+local function some_go_on(P, version)
   if redis.call('XLEN', P .. ':jobs:resume') > redis.call('XPENDING', P .. ':jobs:resume', GROUP)[1] then return true end
   return redis.call('ZCARD', P .. ':alone') + redis.call('ZCOUNT', P .. ':parked', '-inf', version) > 0
 end
@@ -210,9 +210,9 @@ end
 -- args: worker, nonce, slots, lease_ms, policy version, jobs that the worker holds, 1 if the call waited for the bell
 -- -> {gate, {{entry, id, fence, lane, ms to its deadline, {field, value, ...}, {checkpoint entries}}...}, hold}
 -- Reading and beginning are one step. hold is 1 where the worker shall take nothing else until it holds no job.
--- A worker that waited may be frozen by now, so it is given new jobs only, none that was lost, handed back, put off or
--- parked: else frozen workers, one after the other, would make a dead letter of an innocent job. It is told, as a fourth
--- value, whether there are such jobs (1 or 0), which it shall ask for without a wait.
+-- A worker that waited may be frozen by now, so it is given new jobs only: else frozen workers, one after the other, would
+-- make a dead letter of an innocent job. Where others wait to go on, which come first, it is given none and told, as a
+-- fourth value, 1: it shall ask without a wait.
 -- A worker that has not waited for the answer asks again with 0 slots: it hears what was begun, and if that call comes
 -- later, it begins nothing.
 local function take(keys, args)
@@ -229,21 +229,19 @@ local function take(keys, args)
     redis.call('HSET', P .. ':worker:' .. worker, 'take_nonce', nonce, 'take_ids', '', 'take_hold', 0)
     return { gate, {}, 0 }
   end
+  if waited and some_go_on(P, version) then return { gate, {}, 0, 1 } end
 
   local jobs, leases, ids = {}, {}, {}
   local gone, expiry = ends(now), tostring(now + tonumber(args[4]))
-  local alone, hold
-  if not waited then
-    promote(P, 'parked', version, now, slots)
-    alone, hold = lone(P, worker, tonumber(args[6]), now)
-  end
+  promote(P, 'parked', version, now, slots)
+  local alone, hold = lone(P, worker, tonumber(args[6]), now)
   local batch, drained = {}, false
   if alone then
     local held = held_of(P, alone)
     local copy = held.entry and redis.call('XRANGE', P .. ':jobs:' .. held.lane, held.entry, held.entry)[1]
     if copy and held.status == 'queued' then batch = { { held.lane, copy } } end
   elseif not hold then
-    batch, drained = read_lanes(P, worker, slots, waited)
+    batch, drained = read_lanes(P, worker, slots)
   end
   for _, read in ipairs(batch) do
     local lane, entry, flat = read[1], read[2][1], read[2][2]
@@ -270,10 +268,9 @@ local function take(keys, args)
   end
   settle(P, gone)
   if drained then -- nothing waits: whoever listens need not be told of what was taken
-    for i = waited and 2 or 1, #LANES do redis.pcall('XGROUP', 'SETID', P .. ':jobs:' .. LANES[i], BELL, '$') end
+    for _, lane in ipairs(LANES) do redis.pcall('XGROUP', 'SETID', P .. ':jobs:' .. lane, BELL, '$') end
   end
-  if not waited then return { gate, jobs, hold and 1 or 0 } end
-  return { gate, jobs, 0, withheld(P, version) and 1 or 0 }
+  return { gate, jobs, hold and 1 or 0 }
 end
 
 step('enqueue', enqueue, {})

@@ -131,27 +131,27 @@ async def test_a_lost_job_is_not_given_to_who_waited_and_may_be_frozen(
     assert [lease.job_id for lease in await take()] == ["a"]
 
 
-async def test_who_waited_is_given_new_jobs_and_told_of_a_lost_one(
+async def test_a_lost_job_comes_before_new_ones_also_after_a_wait(
     broker: Broker, take: Take
 ) -> None:
     await broker.enqueue([job("a")])
     await lose(broker, take, "a")
     await broker.enqueue([job("b")])
     waited = await broker.take("w", "n1", 9, lease_ms=60_000, policy_version=0, bell_s=0.05)
-    assert [lease.job_id for lease in waited.leases] == ["b"]
-    assert waited.again
+    assert waited == Taken("open", [], hold=False, again=True)
+    assert [lease.job_id for lease in await take(9)] == ["a", "b"]
 
 
-async def test_a_take_behind_a_wait_leaves_the_bell_of_lost_jobs_ringing(
-    broker: Broker, look: Look, take: Take
+async def test_who_waits_beside_a_resumed_job_that_runs_is_given_new_ones(
+    broker: Broker, take: Take
 ) -> None:
     await broker.enqueue([job("a")])
     await lose(broker, take, "a")
+    assert len(await take(9)) == 1
     await broker.enqueue([job("b")])
-    _, begun, *_ = await broker.step("take", "w", "n1", 9, 60_000, 0, 0, 1)
-    assert [row[1] for row in begun] == [b"b"]
-    assert rings(look, broker.keys)
-    assert not rings(look, broker.keys)
+    waited = await broker.take("w", "n1", 9, lease_ms=60_000, policy_version=0, bell_s=0.05)
+    assert [lease.job_id for lease in waited.leases] == ["b"]
+    assert not waited.again
 
 
 async def test_one_job_wakes_one_worker(broker: Broker, look: Look) -> None:

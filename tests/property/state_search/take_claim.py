@@ -29,21 +29,20 @@ def wrong_take(case: Case) -> Iterator[str]:
         yield "a take begins more jobs than the worker has slots"
     for job in case.touched:
         yield from _wrong_taken(case, job, alone=len(started) == 1 and hold == 1)
-    yield from _wrong_wait(case, again) if case.move.kind == "wait" else _wrong_parked(case)
+    yield from _wrong_parked(case) if case.move.kind != "wait" else _wrong_wait(case, again)
 
 
 def _wrong_wait(case: Case, again: list[int]) -> Iterator[str]:
-    """Who waited may be frozen: it is given new jobs only, and told of others that could begin."""
-    old = [job for job in case.touched if case.before.place(job) not in ("lane", "unknown")]
-    if old:
-        yield f"a take behind a wait changes {old}, which are not new"
+    """Who waited may be frozen: it is given nothing where jobs wait to go on, and told so."""
     version = int(case.move.operations[0][5])
-    parked = [job for job, at in case.after.sets["parked"].items() if at <= version]
-    resumed = [entry for entry in case.after.entries.values() if entry.lane == "resume"]
+    parked = [job for job, at in case.before.sets["parked"].items() if at <= version]
+    resumed = [entry for entry in case.before.entries.values() if entry.lane == "resume"]
     unread = [entry.job for entry in resumed if entry.state == "unread"]
-    held_back = [*unread, *parked, *case.after.sets["alone"]]
-    if again != [int(bool(held_back))]:
-        yield f"a take behind a wait says {again} of {held_back}"
+    old = [*unread, *parked, *case.before.sets["alone"]]
+    if again != [1] * bool(old):
+        yield f"a take behind a wait says {again} of {old}"
+    if old and (case.touched or not case.idle):
+        yield f"a take behind a wait changes {case.touched} though {old} wait to go on"
 
 
 def _wrong_parked(case: Case) -> Iterator[str]:
