@@ -1,5 +1,6 @@
 """The engines that this environment has, and what the suite of all engines asks of each."""
 
+import gc
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.util import find_spec
@@ -54,6 +55,10 @@ async def running(
         yield engine
     finally:
         await engine.close()
+        if name == "lmdeploy":
+            # it leaves coroutines that hold torch's inference mode: ended only within the warm-up of
+            # the next engine, they would switch off that one's
+            gc.collect()
 
 
 class Running(Protocol):

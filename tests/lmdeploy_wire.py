@@ -46,6 +46,8 @@ class LmdeployWire:
         self.context_tokens = 256
         self.ends_at: int | None = None
         """The position where the model ends its answer."""
+        self.text = ""
+        """Of every token."""
         self.pace_s = 0.001
         self.healthy = True
         self.asleep = False
@@ -223,7 +225,7 @@ class LmdeployWire:
             if aborted.is_set():
                 yield _event([], wide, "abort")
                 return
-            yield _event([token_at(position)], wide, None)
+            yield _event([token_at(position)], wide, None, self.text)
         yield _event([], wide, "length")
 
 
@@ -239,7 +241,7 @@ async def _first(
     waiting.cancel()
 
 
-def _event(ids: list[int], wide: int, reason: str | None) -> str:
+def _event(ids: list[int], wide: int, reason: str | None, text: str = "") -> str:
     meta = {
         "finish_reason": {"type": reason} if reason else None,
         "output_token_logprobs": [[logprob_of(i), i] for i in ids] or None,
@@ -247,7 +249,8 @@ def _event(ids: list[int], wide: int, reason: str | None) -> str:
         if wide and ids
         else None,
     }
-    return json.dumps({"text": "", "output_ids": ids, "meta_info": meta})
+    # as lmdeploy: what is not ASCII comes as it is
+    return json.dumps({"text": text, "output_ids": ids, "meta_info": meta}, ensure_ascii=False)
 
 
 async def _say(writer: asyncio.StreamWriter, status: int, body: object) -> bool:

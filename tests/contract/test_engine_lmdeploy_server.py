@@ -102,6 +102,14 @@ async def test_every_token_comes_with_its_log_probability_and_version(
     assert (said.finish_reason, set(said.versions)) == ("length", {7})
 
 
+async def test_the_text_of_a_token_may_be_an_end_of_line(
+    wire: LmdeployWire, engine: LMDeployServerEngine
+) -> None:
+    wire.text = "\u2028\u2029\x85\x0b\x0c\x1c\r\n"
+    (said,) = await say(engine, max_tokens=3)
+    assert said.ids == expected(3)
+
+
 async def test_the_token_that_ends_an_answer_is_kept(
     wire: LmdeployWire, engine: LMDeployServerEngine
 ) -> None:

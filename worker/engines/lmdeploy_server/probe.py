@@ -58,10 +58,9 @@ async def warm_up(server: Server, settings: Settings) -> None:
 async def _refusal(server: Server, prompt_tokens: int, limit_s: float) -> str:
     """What the server has against a prompt of so many tokens; empty where it would draw."""
     try:
-        async with asyncio.timeout(limit_s), server.stream(_ask(prompt_tokens)) as response:
-            async for line in response.aiter_lines():
-                if line.startswith("data:"):
-                    return ""
+        async with asyncio.timeout(limit_s), server.stream(_ask(prompt_tokens)) as answer:
+            async for _ in answer:
+                return ""
     except (ContextLengthExceeded, InvalidRequest) as error:
         return error.message
     except Away:

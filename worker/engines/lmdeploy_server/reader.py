@@ -14,7 +14,7 @@ from worker.engines.stream import SegmentStream
 
 from .server import Away, Server
 from .settings import Settings
-from .wire import DONE, Ask, Drawn, ask, read_event
+from .wire import Ask, Drawn, ask, read_event
 
 _LEAST_SESSION, _SESSIONS = 2**48, 2**53
 """A server compares session ids with small ones of its own; greater ones are no exact JSON numbers to everybody."""
@@ -143,11 +143,9 @@ class Reader:
         self._session = body.session_id
         limit_s = self._settings.first_token_limit_s
         try:
-            async with asyncio.timeout(limit_s) as limit, self._server.stream(body) as response:
-                async for line in response.aiter_lines():
-                    if not line.startswith("data:") or line == DONE:
-                        continue
-                    if self._take(line.removeprefix("data:"), stream):
+            async with asyncio.timeout(limit_s) as limit, self._server.stream(body) as answer:
+                async for event in answer:
+                    if self._take(event, stream):
                         return
                     limit_s = self._settings.stall_limit_s
                     limit.reschedule(asyncio.get_running_loop().time() + limit_s)
@@ -157,10 +155,10 @@ class Reader:
             self._session = None
         raise EngineFailed("the server ended a stream in its midst")
 
-    def _take(self, data: str, stream: SegmentStream) -> bool:
+    def _take(self, event: bytes, stream: SegmentStream) -> bool:
         """Pass an event's tokens on; returns whether it was the last."""
         sample, totals = self._sample, self._totals
-        drawn = read_event(data.encode(), sample.params.top_logprobs, sample.vocabulary)
+        drawn = read_event(event, sample.params.top_logprobs, sample.vocabulary)
         if not self._forwarded:
             self._forwarded = True
             totals.forwarded_tokens += len(sample.input_ids) - 1  # the last token is not forwarded

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ import msgspec
 from protocols.errors import ConfigError, EngineFailed
 
 from .settings import Settings
-from .wire import Ask, error_of, message_of
+from .wire import Ask, error_of, events, message_of
 
 CONNECT_LIMIT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
@@ -126,8 +126,8 @@ class Server:
             )
 
     @asynccontextmanager
-    async def stream(self, body: Ask) -> AsyncGenerator[httpx2.Response]:
-        """An answer under way.
+    async def stream(self, body: Ask) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """The events of an answer under way.
 
         Raises Away where the server took nothing of the request, RequestError where it refuses it, EngineFailed where
         anything else broke, within the block too.
@@ -147,7 +147,7 @@ class Server:
             raise _broken(error) from None
         try:
             await self._check(response)
-            yield response
+            yield events(response.aiter_bytes())
         except httpx2.HTTPError as error:
             raise _broken(error) from None
         finally:

@@ -4,6 +4,7 @@ A stream is server-sent events of `{text, output_ids, meta_info}`, each with the
 them bears the finish reason, and `[DONE]` follows. A fault within a stream is an event `{"error": …}`.
 """
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import msgspec
@@ -32,7 +33,7 @@ prompt nor what is kept, and counts padding, so it is refused too."""
 
 SAID_CHARS = 300
 """So much of what a server says is passed on."""
-DONE = "data: [DONE]"
+DONE = b"[DONE]"
 
 _TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 _Chance = tuple[float, _TokenId]
@@ -112,6 +113,20 @@ class _Event(msgspec.Struct, frozen=True):
 
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_error = msgspec.json.Decoder(_Error).decode
+
+
+async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The data of each event of a stream, but of the last one, `DONE`.
+
+    Only a line feed ends a line: the text of a token may be another of Unicode's ends of lines, as it is.
+    """
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            data = line.removeprefix(b"data:").strip()
+            if line.startswith(b"data:") and data != DONE:
+                yield data
 
 
 def read_event(data: bytes, top_logprobs: int, vocabulary: int) -> Drawn:
