@@ -69,6 +69,13 @@ local function map_of(flat, from, upto)
   return map
 end
 
+-- One value of such a list, as the map has it.
+local function value_of(flat, field)
+  for i = #flat - 1, 1, -2 do
+    if flat[i] == field then return flat[i + 1] end
+  end
+end
+
 -- Messages are made of fixed words, numbers and checked ids, so they need no escaping.
 local function error_body(protocol, code, message, id)
   local known = ERRORS[code]
@@ -85,8 +92,8 @@ local function ends(now)
 end
 
 local function gather(map, key, value)
-  map[key] = map[key] or {}
-  table.insert(map[key], value)
+  local list = map[key]
+  if list then list[#list + 1] = value else map[key] = { value } end
 end
 
 local function settle(P, gone)

@@ -54,14 +54,13 @@ local function find_orphans(P, gone, now, most, idle_ms)
     for _, row in ipairs(pending) do
       local entry = row[1]
       local copy = redis.call('XRANGE', stream, entry, entry)[1]
-      local fields = map_of(copy and copy[2] or {})
-      local id = fields.id or entry
+      local id = copy and value_of(copy[2], 'id') or entry
       local held = held_of(P, id)
       local live = held.status == 'queued' or held.status == 'running'
       if not copy then
         gather(gone.entries, lane, entry)
       elseif not (live and held.entry == entry and held.lane == lane) then -- new, or a copy: as take would have it
-        local admitted, fresh = admit(P, gone, lane, copy, fields, now)
+        local admitted, fresh = admit(P, gone, lane, copy)
         if admitted then requeue(P, gone, admitted, fresh, now) end
         found = found + 1
       elseif held.status == 'queued' and not waits(P, id) then

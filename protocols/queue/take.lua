@@ -66,15 +66,17 @@ local function enqueue(keys, args)
 end
 
 -- What a newly read entry means: nil if there is nothing to begin, else the job's id and what is held of it.
-local function admit(P, gone, lane, read, fields, now)
+local function admit(P, gone, lane, read)
   local entry, flat = read[1], read[2]
-  local id = fields.id or entry
+  local id = value_of(flat, 'id') or entry
+  local held = held_of(P, id)
+  if held.status == 'queued' and held.lane == lane and held.entry == entry then return id, held end
+  local fields = map_of(flat)
   if not well_formed(id) then
     bear(P, entry, lane, entry, fields, '', gone.at)
     conclude_error(P, gone, entry, held_of(P, entry), 'failed', 'invalid_request', '`id`: 1 to 128 of A-Z a-z 0-9 . _ : ~ -')
     return
   end
-  local held = held_of(P, id)
   if not held.status then
     local born = string.match(entry, '^%d+')
     bear(P, id, lane, entry, fields, redis.sha1hex((fields.protocol or 'openai.chat') .. '\0' .. (fields.body or '')), born)
@@ -83,7 +85,6 @@ local function admit(P, gone, lane, read, fields, now)
     conclude_error(P, gone, id, held, 'failed', 'invalid_request', 'a stream entry has at most ' .. FIELDS_MOST .. ' fields')
     return
   end
-  if held.status == 'queued' and held.lane == lane and held.entry == entry then return id, held end
   local sha = redis.sha1hex((fields.protocol or 'openai.chat') .. '\0' .. (fields.body or ''))
   if sha == held.sha then -- a second copy of a known job
     gather(gone.entries, lane, entry)
@@ -245,9 +246,8 @@ local function take(keys, args)
   end
   for _, read in ipairs(batch) do
     local lane, entry, flat = read[1], read[2][1], read[2][2]
-    local fields = map_of(flat)
-    local id, held = admit(P, gone, lane, read[2], fields, now)
-    local code, min_version = id and late(P, held, now), whole(fields.min_version, 0) or 0
+    local id, held = admit(P, gone, lane, read[2])
+    local code, min_version = id and late(P, held, now), whole(value_of(flat, 'min_version'), 0) or 0
     if not id then -- answered, or a second copy
     elseif code then
       conclude(P, gone, id, held, late_reply(id, held, code, 'before it began'))

@@ -422,7 +422,7 @@ _HALVES = (
     ),
     Mutant(
         "orphans: an entry nobody has begun becomes a job",
-        "local admitted, fresh = admit(P, gone, lane, copy, fields, now)",
+        "local admitted, fresh = admit(P, gone, lane, copy)",
         "local admitted, fresh = gather(gone.entries, lane, entry)",
         hunt("raw", "half_read"),
     ),
