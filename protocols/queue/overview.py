@@ -7,9 +7,8 @@ from protocols.queue.rows import texts
 
 async def workers(broker: Broker, *, seen_ms: int) -> dict[str, dict[str, str]]:
     """What the workers say of themselves, by id: those whose last heartbeat is at most `seen_ms` old."""
-    seconds, micros = await broker.link.call("TIME")
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
-    ids = await broker.link.call("ZRANGEBYSCORE", broker.keys.workers, now_ms - seen_ms, "+inf")
+    since_ms = await _now_ms(broker) - seen_ms
+    ids = await broker.link.call("ZRANGEBYSCORE", broker.keys.workers, since_ms, "+inf")
     rows = await broker.link.calls([["HGETALL", broker.keys.worker(raw.decode())] for raw in ids])
     return {
         raw.decode(): {k: v for k, v in texts(row).items() if not k.startswith("take_")}
@@ -19,9 +18,8 @@ async def workers(broker: Broker, *, seen_ms: int) -> dict[str, dict[str, str]]:
 
 async def live_workers(broker: Broker, *, seen_ms: int) -> int:
     """How many workers have a heartbeat at most `seen_ms` old."""
-    seconds, micros = await broker.link.call("TIME")
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
-    return int(await broker.link.call("ZCOUNT", broker.keys.workers, now_ms - seen_ms, "+inf"))
+    since_ms = await _now_ms(broker) - seen_ms
+    return int(await broker.link.call("ZCOUNT", broker.keys.workers, since_ms, "+inf"))
 
 
 async def depth(broker: Broker) -> dict[str, int]:
@@ -47,3 +45,8 @@ async def history(broker: Broker, job_id: str) -> dict[str, str]:
     row = await broker.link.call("HGETALL", broker.keys.reply(job_id))
     pairs = zip(row[::2], row[1::2], strict=True)
     return {k.decode(): v.decode() for k, v in pairs if k not in (b"body", b"state")}
+
+
+async def _now_ms(broker: Broker) -> int:
+    seconds, micros = await broker.link.call("TIME")
+    return int(seconds) * 1000 + int(micros) // 1000

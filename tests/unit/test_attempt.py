@@ -8,6 +8,7 @@ import pytest
 from protocols.codec import decode_json, encode_json
 from protocols.queue.rows import Lease
 from tests.job_body import scripted
+from tests.pool_look import until
 from worker.engines.scripted import ScriptedEngine
 from worker.outcome import Completed, Outcome
 from worker.pipeline import Attempt, run_job
@@ -35,8 +36,7 @@ class Running:
 
     async def begin(self) -> None:
         self.task = asyncio.create_task(run_job(self.attempt, ScriptedEngine(), "p"))
-        while not self.drawn:  # noqa: ASYNC110 - as soon as there is one
-            await asyncio.sleep(0.001)
+        await until(lambda: self.drawn, "a token")
 
     async def says_all(self) -> None:
         assert self.task is not None

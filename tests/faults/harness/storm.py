@@ -72,7 +72,8 @@ class Storm:
             crashes = zip(held[name], self.look.numbers(held[name], "crashes"), strict=True)
             suspects = [job_id for job_id, lost in crashes if lost >= MOST_CRASHES]
             self.spared.update(suspects)
-            able += [] if suspects else [name]
+            if not suspects:
+                able.append(name)
         return self.workers[self.rng.choice(able)] if able else None
 
     def _kill(self) -> None:

@@ -30,11 +30,10 @@ SCOPES = (
         "lost answers",
         TWO,
         BASE
-        | {"wait": 1}
         | _GROW
         | _GIVE_UP
         | _LOSE
-        | {"doubt": 1, "again": 1, "other": 1, "cancel": 1, "crash": 1},
+        | {"wait": 1, "doubt": 1, "again": 1, "other": 1, "cancel": 1, "crash": 1},
         *(4, 6),
         crash_limit=2,
         slots=(1,),
@@ -61,7 +60,7 @@ SCOPES = (
     Scope(
         "parked",
         (Kind("a", tokens=(0,)), Kind("b", min_version=1, tokens=(0,))),
-        BASE | {"wait": 2} | {"release": 1, "half_take": 1, "cancel": 1},
+        BASE | {"wait": 2, "release": 1, "half_take": 1, "cancel": 1},
         *(5, 10),
         slots=(1,),
         versions=(0, 1),
@@ -97,7 +96,7 @@ SCOPES = (
     Scope(
         "quarantine beside another",
         (Kind("a", tokens=(1,)), Kind("b", tokens=(0,))),
-        BASE | {"wait": 2} | {"checkpoint": 1, "release": 1, "finish": 1},
+        BASE | {"wait": 2, "checkpoint": 1, "release": 1, "finish": 1},
         *(6, 11),
         slots=(2,),
     ),
