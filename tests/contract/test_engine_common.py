@@ -13,7 +13,7 @@ from tests.torch_engine_calls import LIMIT_S, Said, drain
 from worker.engines.base import Engine, Weights
 from worker.engines.scripted import ScriptedEngine
 
-MANY = 100
+MANY = 230
 """More tokens than are drawn before somebody can say stop."""
 
 

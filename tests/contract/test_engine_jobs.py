@@ -25,8 +25,8 @@ __all__ = ["broker", "client", "look"]
 
 LIMIT_S = 100.0
 MS_PER_TOKEN = 5
-TOKENS = 80 if engines.LMDEPLOY else 230
-"""Of a job that is still generating when an order comes: lmdeploy's steps on the CPU are slow."""
+TOKENS = 230
+"""Of a job that is still generating when an order comes: nearly all that the context of the tiny model holds."""
 
 
 @pytest.fixture
