@@ -98,13 +98,14 @@ class Runner:
         self._prefixes.clear()
 
     def _retire(self) -> None:
-        for row, sample in enumerate(self._schedule.rows):
-            if sample.ended and not sample.drawn_from:
-                # nothing was drawn from it, so nobody looked whether it is finite
-                self._clear(row)
-            elif sample.ended:
+        ended = self._schedule.ended()
+        for row in ended:
+            sample = self._schedule.rows[row]
+            if sample.drawn_from:
                 self._prefixes.keep(sample.token_ids[: sample.forwarded_tokens], self._kv, row)
-        for source, target, tokens in self._schedule.retire():
+            else:  # nothing was drawn from it, so nobody looked whether it is finite
+                self._clear(row)
+        for source, target, tokens in self._schedule.retire(ended):
             self._kv.move(source, target, tokens)
 
     def _clear(self, row: int) -> None:

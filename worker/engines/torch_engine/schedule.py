@@ -181,14 +181,17 @@ class Schedule:
                 begun.append(sample)
         return begun
 
-    def retire(self) -> Iterator[tuple[int, int, int]]:
-        """Take ended samples out; yields `(source, target, tokens)` for each row to be moved into a hole."""
-        for hole in reversed(range(len(self.rows))):
-            if self.rows[hole].ended:
-                last = self.rows.pop()
-                if hole < len(self.rows):
-                    self.rows[hole] = last
-                    yield len(self.rows), hole, last.forwarded_tokens
+    def ended(self) -> list[int]:
+        """Rows whose samples have ended by now; readers give up others at any moment."""
+        return [row for row, sample in enumerate(self.rows) if sample.ended]
+
+    def retire(self, ended: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Take these rows out; yields `(source, target, tokens)` for each row to be moved into a hole."""
+        for hole in reversed(ended):
+            last = self.rows.pop()
+            if hole < len(self.rows):
+                self.rows[hole] = last
+                yield len(self.rows), hole, last.forwarded_tokens
 
     def clear(self) -> None:
         """Forget what waits; for when all of it has ended, and no row is left."""
