@@ -2,10 +2,6 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
@@ -13,97 +9,8 @@ from redis.exceptions import ResponseError
 from protocols.errors import ConfigError, ServerUnavailable
 from protocols.queue import link as link_module
 from protocols.queue import wire as wire_module
-from protocols.queue.broker import EARLY_S, Broker
 from protocols.queue.link import Link, Listener, address_of, check_url
-from protocols.queue.rows import Taken
-
-LIMIT_S = 20
-HANG_UP, SILENCE = b"hang up", b"silence"
-OK = b"+OK\r\n"
-
-
-class FakeServer:
-    """Answers the requests that come, in order, whatever they are; then `+OK` for ever."""
-
-    def __init__(self, *steps: bytes) -> None:
-        self.steps = list(steps)
-        self.requests: list[str] = []
-        self.connections = 0
-        self.port = 0
-        self._server: asyncio.Server | None = None
-        self._asked = asyncio.Event()
-        self._stopped = asyncio.Event()
-        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-
-    async def start(self) -> None:
-        self._stopped.clear()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._stopped.set()
-            for writer in self._open.values():
-                writer.transport.abort()
-            if self._open:
-                await asyncio.wait(self._open)
-            self._server = None
-
-    async def asked(self) -> None:
-        """Wait for the next request."""
-        self._asked.clear()
-        await self._asked.wait()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[task] = writer
-        try:
-            while await self._answer(await _words(reader), writer):
-                pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        finally:
-            del self._open[task]
-            writer.transport.abort()
-
-    async def _answer(self, words: list[str], writer: asyncio.StreamWriter) -> bool:
-        step = OK
-        if words[0] not in ("CLIENT", "AUTH"):  # names itself first
-            self.requests.append(words[0])
-            self._asked.set()
-            step = self.steps.pop(0) if self.steps else OK
-        if step == SILENCE:
-            await self._stopped.wait()
-        elif step != HANG_UP:
-            writer.write(step)
-        return step != HANG_UP
-
-
-async def _words(reader: asyncio.StreamReader) -> list[str]:
-    count = int((await reader.readuntil(b"\r\n"))[1:])
-    words: list[str] = []
-    for _ in range(count):
-        size = int((await reader.readuntil(b"\r\n"))[1:])
-        words.append((await reader.readexactly(size + 2))[:-2].decode())
-    return words
-
-
-@asynccontextmanager
-async def linked(
-    *steps: bytes, outage_s: float = 10.0
-) -> AsyncGenerator[tuple[FakeServer, Link], Any]:
-    server = FakeServer(*steps)
-    await server.start()
-    link = Link(f"redis://127.0.0.1:{server.port}/0", name="test", outage_s=outage_s)
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            yield server, link
-    finally:
-        await link.close()
-        await server.stop()
+from tests.told_server import HANG_UP, LIMIT_S, OK, SILENCE, linked
 
 
 async def test_a_connection_is_made_when_first_used_and_kept() -> None:
@@ -388,44 +295,3 @@ async def test_an_answer_of_any_length_is_read_whole() -> None:
         found = await link.calls([["GET", "x"] for _ in sizes])
         assert [len(one) for one in found] == sizes
         assert server.connections == 1
-
-
-TAKEN = (
-    b"*3\r\n$4\r\nopen\r\n*1\r\n*8\r\n$3\r\n1-1\r\n$1\r\nj\r\n$3\r\n1:n\r\n$6\r\nnormal\r\n$0\r\n\r\n"
-    b"*2\r\n$4\r\nbody\r\n$2\r\n{}\r\n*0\r\n$1\r\n5\r\n:0\r\n"
-)
-NOTHING, NOT_RUNG = b"*3\r\n$4\r\nopen\r\n*0\r\n:0\r\n", b"*-1\r\n"
-
-
-async def waited(link: Link) -> Taken:
-    """A take behind the bell."""
-    await link.call("PING")
-    return await Broker(link, "p").take("w", "n", 1, lease_ms=1, policy_version=0, bell_s=1)
-
-
-async def test_jobs_that_were_begun_count_whatever_the_bell_has_said() -> None:
-    async with linked(OK, b"-NOGROUP of that name\r\n", TAKEN) as (server, link):
-        assert [lease.job_id for lease in (await waited(link)).leases] == ["j"]
-        assert server.requests == ["PING", "XREADGROUP", "FCALL"]
-
-
-async def test_who_may_not_hear_the_bell_is_told_so() -> None:
-    async with linked(OK, b"-NOPERM to run XREADGROUP\r\n", NOTHING) as (_, link):
-        with pytest.raises(ServerUnavailable, match="XREADGROUP"):
-            await waited(link)
-
-
-async def test_a_wait_that_breaks_is_asked_again_without_a_wait() -> None:
-    async with linked(OK, HANG_UP, TAKEN) as (server, link):
-        taken = await waited(link)
-        assert [lease.job_id for lease in taken.leases] == ["j"]
-        assert taken.again  # what the lost answer has said of others is not known
-        assert server.requests == ["PING", "XREADGROUP", "FCALL"]
-        assert server.connections == 2
-
-
-async def test_a_wait_that_somebody_ends_early_is_no_spin() -> None:
-    async with linked(OK, NOT_RUNG, NOTHING) as (_, link):
-        began_s = time.monotonic()
-        assert (await waited(link)).leases == []
-        assert time.monotonic() - began_s >= EARLY_S
