@@ -178,18 +178,24 @@ async def test_what_no_engine_could_take_is_refused(engine: Engine) -> None:
 
 
 async def test_more_samples_than_slots_wait_their_turn(engine: Engine) -> None:
-    generation = engine.generate(call(n=5, max_tokens=30))
+    """Read at each segment, for one moment may be late: the reader is no faster than its machine."""
+    generation = engine.generate(call(n=5, max_tokens=230))
     assert engine.counters()["waiting_samples"] == 5
     under_way: set[int] = set()
+    most_under_way = 0
+    loads: set[tuple[int, int]] = set()
     ends: list[str] = []
     async with asyncio.timeout(LIMIT_S):
         async for segment in generation:
-            assert engine.counters()["running_samples"] <= 2
+            counters = engine.counters()
+            loads.add((counters["running_samples"], counters["waiting_samples"]))
             under_way.add(segment.index)
-            assert len(under_way) <= 2
+            most_under_way = max(most_under_way, len(under_way))
             if segment.finish_reason is not None:
                 under_way.remove(segment.index)
                 ends.append(segment.finish_reason)
+    assert (2, 3) in loads
+    assert (most_under_way, max(running for running, _ in loads)) == (2, 2)
     assert ends == ["length"] * 5
 
 

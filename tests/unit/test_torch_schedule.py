@@ -64,7 +64,7 @@ def test_a_prompt_waits_while_no_row_would_be_free() -> None:
     assert started(made) == [group] * 4
     assert started(made) == []
     group.samples[0].ended = group.samples[3].ended = True
-    list(made.retire(made.ended()))
+    list(made.retire(made.ended_rows()))
     assert [sample.request for sample in made.begin()] == [group] * 2
     assert made.admit(nothing) == []
 
@@ -75,7 +75,7 @@ def test_a_row_waits_until_all_rows_could_grow_to_their_end() -> None:
     assert started(made) == [long]
     assert started(made) == []
     long.samples[0].ended = True
-    list(made.retire(made.ended()))
+    list(made.retire(made.ended_rows()))
     assert started(made) == [short]
 
 
@@ -100,7 +100,7 @@ def test_the_last_row_moves_into_the_hole() -> None:
     made = schedule(*requests)
     assert started(made) == requests
     requests[1].samples[0].ended = requests[3].samples[0].ended = True
-    assert list(made.retire(made.ended())) == [(2, 1, 6)]
+    assert list(made.retire(made.ended_rows())) == [(2, 1, 6)]
     assert [row.request for row in made.rows] == [requests[0], requests[2]]
 
 
@@ -109,11 +109,11 @@ def test_a_sample_given_up_while_others_leave_keeps_its_row_for_one_more_step() 
     made = schedule(first, second)
     assert started(made) == [first, second]
     first.samples[0].ended = True
-    ended = made.ended()
+    ended = made.ended_rows()
     second.stream.close()
     assert list(made.retire(ended)) == [(1, 0, 4)]
     assert [(row.request, row.ended) for row in made.rows] == [(second, True)]
-    assert made.ended() == [0]
+    assert made.ended_rows() == [0]
 
 
 def resumed(*kept: int, most: int = 20, ended: tuple[int, ...] = ()) -> Request:
@@ -144,7 +144,7 @@ def test_a_row_is_moved_with_what_it_has_forwarded() -> None:
     assert started(made) == [gone, behind]
     behind.samples[0].forward(1)
     gone.samples[0].ended = True
-    assert list(made.retire(made.ended())) == [(1, 0, 11)]
+    assert list(made.retire(made.ended_rows())) == [(1, 0, 11)]
 
 
 def test_samples_that_are_whole_wait_for_no_row() -> None:
@@ -189,6 +189,6 @@ def test_every_sample_runs_once_in_order_within_rows_and_memory(
         assert len(made.rows) <= slots
         assert len(made.rows) * made.longest <= budget
         endings.choice(made.rows).ended = True
-        for source, target, _ in made.retire(made.ended()):
+        for source, target, _ in made.retire(made.ended_rows()):
             assert target < source == len(made.rows)
     assert begun == [(i, sample.index) for i, one in enumerate(asked) for sample in one.samples]

@@ -98,14 +98,14 @@ class Runner:
         self._prefixes.clear()
 
     def _retire(self) -> None:
-        ended = self._schedule.ended()
-        for row in ended:
+        ended_rows = self._schedule.ended_rows()
+        for row in ended_rows:
             sample = self._schedule.rows[row]
             if sample.drawn_from:
                 self._prefixes.keep(sample.token_ids[: sample.forwarded_tokens], self._kv, row)
             else:  # nothing was drawn from it, so nobody looked whether it is finite
                 self._clear(row)
-        for source, target, tokens in self._schedule.retire(ended):
+        for source, target, tokens in self._schedule.retire(ended_rows):
             self._kv.move(source, target, tokens)
 
     def _clear(self, row: int) -> None:

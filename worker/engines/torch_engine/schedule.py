@@ -181,13 +181,13 @@ class Schedule:
                 begun.append(sample)
         return begun
 
-    def ended(self) -> list[int]:
-        """Rows whose samples have ended by now; readers give up others at any moment."""
+    def ended_rows(self) -> list[int]:
+        """In order, rows whose samples have ended by now; readers give up others at any moment."""
         return [row for row, sample in enumerate(self.rows) if sample.ended]
 
-    def retire(self, ended: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    def retire(self, ended_rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         """Take these rows out; yields `(source, target, tokens)` for each row to be moved into a hole."""
-        for hole in reversed(ended):
+        for hole in reversed(ended_rows):
             last = self.rows.pop()
             if hole < len(self.rows):
                 self.rows[hole] = last
