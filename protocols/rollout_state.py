@@ -24,12 +24,11 @@ else:  # subscriptable at run time from Python 3.12 on
 class TokenIds(Ints):
     """Token ids, unsigned 32 bit; `numpy.frombuffer(ids, "<u4")` sees them without a copy."""
 
-    def __new__(cls, ids: Iterable[int] | None = None) -> Self:
+    def __new__(cls, ids: Iterable[int] = ()) -> Self:
         """Copy `ids`; raises OverflowError outside 0 .. 2**32 - 1."""
-        made: Self = super().__new__(cls, "I")  # pyright: ignore[reportAssignmentType]
-        if ids is not None:
-            made.extend(ids)  # not by the constructor, which takes bytes for raw items
-        return made
+        if isinstance(ids, (bytes, bytearray)):  # an array would take them for its memory
+            ids = iter(ids)
+        return Ints.__new__(cls, "I", ids)  # pyright: ignore[reportReturnType]
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray) -> Self:
@@ -40,12 +39,9 @@ class TokenIds(Ints):
 class Logprobs(Floats):
     """Natural-log probabilities, 32-bit floats; `numpy.frombuffer(values, "<f4")` sees them without a copy."""
 
-    def __new__(cls, values: Iterable[float] | None = None) -> Self:
+    def __new__(cls, values: Iterable[float] = ()) -> Self:
         """Copy `values`, rounded to 32 bits."""
-        made: Self = super().__new__(cls, "f")  # pyright: ignore[reportAssignmentType]
-        if values is not None:
-            made.extend(values)
-        return made
+        return Floats.__new__(cls, "f", values)  # pyright: ignore[reportReturnType]
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:

@@ -176,7 +176,7 @@ def _said(result: ToolResult) -> str:
 
 
 def _text(blocks: Iterable[Block]) -> str:
-    return "".join(block.text for block in blocks if isinstance(block, Text))
+    return "".join([block.text for block in blocks if isinstance(block, Text)])
 
 
 def _declared(tool: Tool) -> Declared:

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Self
 
 import msgspec
@@ -80,7 +81,7 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Bytes as UTF-8; special tokens as their names, or left out."""
-        if not any(token_id > 255 for token_id in ids):
+        if max(ids, default=0) < END:
             # of its items: the bytes of an array itself are its memory
             return bytes(iter(ids)).decode(errors="replace")
         kept = (i for i in ids if i < 256 or not skip_special_tokens)
@@ -272,8 +273,8 @@ class ScriptedGeneration:
             start=start,
             token_ids=ids,
             logprobs=Logprobs(logprobs),
-            top_ids=TokenIds([(i + k) % VOCABULARY for i in ids for k in ranks]),
-            top_logprobs=Logprobs([logprob - k for logprob in logprobs for k in ranks]),
+            top_ids=TokenIds([(i + k) % VOCABULARY for i, k in product(ids, ranks)]),
+            top_logprobs=Logprobs([logprob - k for logprob, k in product(logprobs, ranks)]),
             policy_version=self._engine.policy_version,
             finish_reason=self._reason if end == len(self._ids) else None,
         )
@@ -354,19 +355,19 @@ def _answer(call: Call, markup: Markup) -> bytes:
 
 
 def _echo(call: Call) -> bytes:
-    """The last user turn of the prompt, or all of it where it has no turns."""
+    """The last user turn of the prompt, as far as it is drawn, or all of it where it has no turns."""
     raw = pack_numbers(call.prompt_ids)
-    low, high = raw[::4], raw[1::4]  # the high byte of a special token is 1, of any other 0
-    at = high.rfind(b"\1")
-    while at >= 0 and low[at] != USER & 255:
-        at = high.rfind(b"\1", 0, at)
+    at = raw.rfind(1)  # the second byte of a special token's four is 1, of any other's 0
+    while at >= 0 and not (at % 4 == 1 and raw[at - 1] == USER & 255):
+        at = raw.rfind(1, 0, at)
     if at < 0:
         return bytes(i for i in call.prompt_ids if i < END)
-    return low[at + 1 : high.index(b"\1", at + 1)]
+    most = call.params.max_tokens or CONTEXT_TOKENS
+    said = raw[at + 3 : at + 3 + 4 * (most + 1)]
+    low, high = said[::4], said[1::4]
+    return low[: high.index(1)] if 1 in high else low
 
 
 def _bytes_as_ids(text: bytes) -> TokenIds:
     """One token per byte."""
-    wide = bytearray(4 * len(text))
-    wide[::4] = text
-    return TokenIds.from_bytes(wide)
+    return TokenIds.from_bytes(text.decode("latin-1").encode("utf-32-le"))
