@@ -137,7 +137,7 @@ class Broker:
         """
         step = self._fcall(name, args)
         wait: Command = ("WAIT", replicas, int(COPY_WAIT_S * 1000))
-        give_up_at = time.monotonic() + self.link.outage_s
+        began_s = time.monotonic()
         while True:
             answer, copies = await self.link.calls([step, wait], block_s=COPY_WAIT_S)
             if isinstance(answer, ResponseError):
@@ -146,7 +146,7 @@ class Broker:
                 await self.prepare()
             elif isinstance(copies, int) and copies >= replicas:
                 return answer
-            if time.monotonic() >= give_up_at:
+            if time.monotonic() - began_s >= self.link.outage_s:
                 raise ServerUnavailable(
                     f"fewer than {replicas} replicas of Redis at {self.link.address} acknowledge; "
                     "bring one back, or submit with fewer wait_replicas",

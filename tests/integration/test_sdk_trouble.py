@@ -223,6 +223,25 @@ def test_a_server_that_dies_does_not_hold_a_closing_client(
     assert isinstance(running.exception(1), RolloutError)
 
 
+def test_a_stream_ends_with_its_client_even_where_a_job_waits_for_a_dead_server(
+    fresh_server: StartServer, start_worker: StartWorker, pool: str
+) -> None:
+    server = fresh_server()
+    asyncio.run(open_pool(server.url, pool))
+    start_worker(server.url, pool).wait_ready()
+    client = Client(server.url, pool=pool)
+    segments = iter(client.stream(scripted("x" * 1000, ms_per_token=100)))
+    next(segments)
+    server.kill()
+    unsent = client.submit(chat("x"))
+    client.close()
+    closed_s = time.monotonic()
+    with pytest.raises(RolloutError):
+        list(segments)
+    assert isinstance(unsent.exception(LIMIT_S), RolloutError)
+    assert time.monotonic() - closed_s < 10
+
+
 async def test_an_iteration_that_was_given_up_troubles_nobody(
     client: Client, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
