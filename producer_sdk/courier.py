@@ -52,7 +52,7 @@ QUIET_S = 10.0
 """After so long without a wake-up a stream that is followed is looked at once: wake-ups may be lost."""
 CLOSE_S = 10.0
 LAST_SENT_S = 6.0
-"""How long a client that closes waits for a server that is away; with pauses and goodbye less than CLOSE_S."""
+"""How long a client that closes tries to reach a server that is away; with pauses and goodbye less than CLOSE_S."""
 GOODBYE_S = 1.0
 REFUSED_PAUSE_S = 2.0
 ARRIVAL_POLL_S = 0.005

@@ -18,7 +18,7 @@ from producer_sdk import (
 from tests.job_body import chat, scripted
 from tests.pool_look import Look, wait_until
 from tests.queue_fixtures import Serve, open_pool
-from tests.servers import StartServer, both_servers
+from tests.servers import Server, StartServer, both_servers
 from tests.worker_process import StartWorker
 
 LIMIT_S = 60
@@ -206,17 +206,21 @@ def test_jobs_survive_a_server_that_restarts_empty(
     assert worker.running
 
 
-def test_a_server_that_dies_does_not_hold_a_closing_client(
-    fresh_server: StartServer, start_worker: StartWorker, pool: str
-) -> None:
+@pytest.fixture
+def served(fresh_server: StartServer, start_worker: StartWorker, pool: str) -> Server:
+    """A server of its own, with a worker."""
     server = fresh_server()
     asyncio.run(open_pool(server.url, pool))
     start_worker(server.url, pool).wait_ready()
-    client = Client(server.url, pool=pool)
+    return server
+
+
+def test_a_server_that_dies_does_not_hold_a_closing_client(served: Server, pool: str) -> None:
+    client = Client(served.url, pool=pool)
     client.submit(chat("collected")).result(LIMIT_S)
     running = client.submit(scripted("x" * 1000, ms_per_token=100))
     wait_until(lambda: client.fleet().result(LIMIT_S).depth["leases"] == 1, "it runs")
-    server.kill()
+    served.kill()
     begun_s = time.monotonic()
     client.close()
     assert time.monotonic() - begun_s < 8
@@ -224,15 +228,12 @@ def test_a_server_that_dies_does_not_hold_a_closing_client(
 
 
 def test_a_stream_ends_with_its_client_even_where_a_job_waits_for_a_dead_server(
-    fresh_server: StartServer, start_worker: StartWorker, pool: str
+    served: Server, pool: str
 ) -> None:
-    server = fresh_server()
-    asyncio.run(open_pool(server.url, pool))
-    start_worker(server.url, pool).wait_ready()
-    client = Client(server.url, pool=pool)
+    client = Client(served.url, pool=pool)
     segments = iter(client.stream(scripted("x" * 1000, ms_per_token=100)))
     next(segments)
-    server.kill()
+    served.kill()
     unsent = client.submit(chat("x"))
     client.close()
     closed_s = time.monotonic()

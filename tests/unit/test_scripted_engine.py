@@ -15,7 +15,15 @@ from protocols.job import Segment
 from protocols.message import CallGuide, Guide, JsonGuide, Tool
 from protocols.rollout_state import SampleParams, TokenIds
 from worker.engines.base import Call
-from worker.engines.scripted import END, VOCABULARY, ByteTokenizer, ScriptedEngine
+from worker.engines.scripted import (
+    ASSISTANT,
+    CLOSE,
+    END,
+    USER,
+    VOCABULARY,
+    ByteTokenizer,
+    ScriptedEngine,
+)
 
 TOKENIZER = ByteTokenizer()
 PROMPT = TOKENIZER.render(
@@ -58,6 +66,22 @@ async def test_a_prompt_without_turns_is_echoed_whole() -> None:
     )
     (segments,) = (await drawn(ScriptedEngine(), wanted)).values()
     assert ids_of(segments) == [*b"plain", END]
+
+
+ODD = bytes((1, 1, 0, 1, 2, 1))
+"""Bytes that, as ids, look most like the mark of a user's turn."""
+
+
+@pytest.mark.parametrize("most", [1, len(ODD), len(ODD) + 1, 1000])
+@pytest.mark.parametrize("after", [(), (CLOSE, ASSISTANT), (CLOSE, ASSISTANT, *ODD)])
+async def test_an_echo_is_whole_or_cut_whatever_its_bytes(
+    after: tuple[int, ...], most: int
+) -> None:
+    prompt_ids = TokenIds([*ODD, USER, *b"first", CLOSE, USER, *ODD, *after])
+    wanted = Call(prompt_ids, SampleParams(max_tokens=most, sampling_seed=0))
+    (segments,) = (await drawn(ScriptedEngine(), wanted)).values()
+    assert ids_of(segments) == [*ODD, END][:most]
+    assert segments[-1].finish_reason == ("length" if most <= len(ODD) else "stop")
 
 
 @pytest.mark.parametrize(

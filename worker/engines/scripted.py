@@ -84,7 +84,7 @@ class ByteTokenizer:
         if max(ids, default=0) < END:
             # of its items: the bytes of an array itself are its memory
             return bytes(iter(ids)).decode(errors="replace")
-        kept = (i for i in ids if i < 256 or not skip_special_tokens)
+        kept = (i for i in ids if i < END or not skip_special_tokens)
         return b"".join(self.token_bytes(i) for i in kept).decode(errors="replace")
 
     def render(
@@ -201,8 +201,8 @@ class ScriptedGeneration:
     def __init__(self, engine: ScriptedEngine, call: Call) -> None:
         self._engine, self._params = engine, call.params
         self._script = call.script or Script()
-        answer = _answer(call, engine.tokenizer.markup)
         most = call.params.max_tokens or CONTEXT_TOKENS
+        answer = _answer(call, engine.tokenizer.markup, most)
         self._ids = TokenIds(answer[:most])
         if most > len(answer):
             self._ids.append(END)
@@ -334,8 +334,8 @@ def _look_at(path: str, sha256: str | None) -> None:
     verify(find(path), sha256)
 
 
-def _answer(call: Call, markup: Markup) -> bytes:
-    """What the script says; else what the guide wants; else the last user text."""
+def _answer(call: Call, markup: Markup, most: int) -> bytes:
+    """What the script says; else what the guide wants; else the last user text, of which `most` bytes are enough."""
     guide = call.params.guide
     if call.script is not None and call.script.text is not None:
         return call.script.text.encode()
@@ -351,19 +351,20 @@ def _answer(call: Call, markup: Markup) -> bytes:
             }
             return f"{opens}\n{_json(called)}\n{closes}".encode()
         case None:
-            return _echo(call)
+            return _echo(call.prompt_ids, most)
 
 
-def _echo(call: Call) -> bytes:
-    """The last user turn of the prompt, as far as it is drawn, or all of it where it has no turns."""
-    raw = pack_numbers(call.prompt_ids)
-    at = raw.rfind(1)  # the second byte of a special token's four is 1, of any other's 0
-    while at >= 0 and not (at % 4 == 1 and raw[at - 1] == USER & 255):
+def _echo(prompt_ids: TokenIds, most: int) -> bytes:
+    """The first bytes of the prompt's last user turn, or all of a prompt that has no turns."""
+    raw = pack_numbers(prompt_ids)
+    at = raw.rfind(
+        1
+    )  # of an id's four bytes the second is 1 in special tokens, else 0; the last two are 0
+    while at >= 0 and raw[at - 1] != USER & 255:
         at = raw.rfind(1, 0, at)
     if at < 0:
-        return bytes(i for i in call.prompt_ids if i < END)
-    most = call.params.max_tokens or CONTEXT_TOKENS
-    said = raw[at + 3 : at + 3 + 4 * (most + 1)]
+        return bytes(i for i in prompt_ids if i < END)
+    said = raw[at + 3 : at + 3 + 4 * most]
     low, high = said[::4], said[1::4]
     return low[: high.index(1)] if 1 in high else low
 
