@@ -243,6 +243,16 @@ def test_a_stream_ends_with_its_client_even_where_a_job_waits_for_a_dead_server(
     assert time.monotonic() - closed_s < 10
 
 
+def test_a_client_that_closes_does_not_wait_long_for_replicas(served: Server, pool: str) -> None:
+    client = Client(served.url, pool=pool, wait_replicas=1)
+    look = Look(served.url, pool)
+    uncopied = client.submit(chat("x"))
+    wait_until(lambda: look.reply(uncopied.job_id), "the server has it, and no replica")
+    look.close()
+    client.close()
+    assert isinstance(uncopied.exception(5), RolloutError)
+
+
 async def test_an_iteration_that_was_given_up_troubles_nobody(
     client: Client, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
